@@ -10,7 +10,7 @@ import typer
 
 from tests.cli.conftest import Cli
 from unveil.errors import PromptTruncated
-from unveil.io.console import guarded, outcome
+from unveil.io.console import exit_code_and_message, run_with_exit_code
 
 
 def warning(category: type[Warning]) -> typer.Typer:
@@ -27,7 +27,7 @@ def warning(category: type[Warning]) -> typer.Typer:
 def test_a_truncated_prompt_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]):
     shown = warnings.showwarning
     with warnings.catch_warnings():
-        assert guarded(warning(PromptTruncated), []) == 0
+        assert run_with_exit_code(warning(PromptTruncated), []) == 0
     assert capsys.readouterr().err == "warning: two words too many\n"
     assert warnings.showwarning is shown
 
@@ -36,7 +36,7 @@ def test_other_warnings_are_shown_as_before(monkeypatch: pytest.MonkeyPatch, cap
     seen: list[object] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: seen.append(str(message)))
     with warnings.catch_warnings():
-        assert guarded(warning(UserWarning), []) == 0
+        assert run_with_exit_code(warning(UserWarning), []) == 0
     assert seen == ["two words too many"]
     assert capsys.readouterr().err == ""
 
@@ -50,17 +50,17 @@ def test_logging_is_restored_after_a_command(arguments: list[str], within: int):
         seen.append(logger.level)
 
     before = logger.level
-    assert guarded(app, arguments) == 0
+    assert run_with_exit_code(app, arguments) == 0
     assert seen == [within]
     assert logger.level == before
 
 
 @pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", ""])
 def test_running_out_of_memory_is_not_an_internal_error(message: str):
-    code, output = outcome(RuntimeError(message) if message else MemoryError())
+    code, output = exit_code_and_message(RuntimeError(message) if message else MemoryError())
     assert code == 5
     assert "lower the batch" in output
-    assert outcome(RuntimeError("another"))[0] == 1
+    assert exit_code_and_message(RuntimeError("another"))[0] == 1
 
 
 @pytest.mark.parametrize("words", [["recipes"], ["video"], []], ids=["recipes", "video", "alone"])

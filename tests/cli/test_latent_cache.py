@@ -92,8 +92,8 @@ def test_latents_of_a_recipe_are_cached_once(cli: Cli, tmp_path: Path, monkeypat
     assert refused.code == 2
     assert "Identity, encodes nothing; set train.cache_latents: false" in refused.err
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(work, "fresh", encoding)
-    monkeypatch.setattr(train, "fresh", encoding)
+    monkeypatch.setattr(work, "init_model", encoding)
+    monkeypatch.setattr(train, "init_model", encoding)
     changes = ["data.count=24", "data.num_val=8", "data.size=16", "shape=[3, 16, 16]", "train.random_flip=true"]
     first = cli("data", "cache-latents", "ddpm-scenes", *changes, "--json")
     assert first.code == 0, first.err

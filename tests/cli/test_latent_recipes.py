@@ -21,7 +21,7 @@ from unveil.core.process import betas
 from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
-from unveil.tasks.train_run import start
+from unveil.tasks.train_run import initial_model
 from unveil.train.finetuning import model_config_on_base
 from unveil.types import BaseModel
 
@@ -114,7 +114,7 @@ def test_another_base_is_refused(base: Path):
     pytest.importorskip("transformers")
     config = recipe("sd1-finetune", f"base={base}", f"autoencoder.path={base}", "network.num_res_blocks=2")
     with pytest.raises(RecipeError, match=r"network of the base .*num_res_blocks=1.*of the recipe .*num_res_blocks=2"):
-        start(config, torch.device("cpu"))
+        initial_model(config, torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from unveil.cli.commands import Command, expand_groups, with_options
-from unveil.io.console import guarded
+from unveil.io.console import run_with_exit_code
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,16 @@ def test_a_group_is_typed_as_its_options_and_read_as_one_value(capsys: pytest.Ca
         """
         calls.append((to, search, times))
 
-    assert guarded(app(print_words), ["--to", "you", "-w", "a", "--word", "b", "--volume", "70", "--times", "2"]) == 0
+    assert (
+        run_with_exit_code(
+            app(print_words), ["--to", "you", "-w", "a", "--word", "b", "--volume", "70", "--times", "2"]
+        )
+        == 0
+    )
     assert calls == [("you", Search(["a", "b"], Levels(70)), 2)]
-    assert guarded(app(print_words), ["--to", "you", "--volume", "loud"]) == 2
+    assert run_with_exit_code(app(print_words), ["--to", "you", "--volume", "loud"]) == 2
     capsys.readouterr()
-    assert guarded(app(print_words), ["--help"]) == 0
+    assert run_with_exit_code(app(print_words), ["--help"]) == 0
     page = capsys.readouterr().out
     assert page.index("--to") < page.index("--word") < page.index("--volume") < page.index("--times")
     assert "Volume in decibels.  [default: 60]" in page
@@ -55,7 +60,7 @@ def test_a_default_of_the_group_is_that_of_its_options():
     def print_quietly(*, search: Search = Search(levels=Levels(20))) -> None:
         calls.append(search)
 
-    assert guarded(app(print_quietly), []) == 0
+    assert run_with_exit_code(app(print_quietly), []) == 0
     assert calls == [Search(levels=Levels(20))]
 
 
@@ -81,9 +86,12 @@ def test_the_options_of_a_command_are_read_when_it_is_named(capsys: pytest.Captu
     app_.command()(no_options)
     group.command("words")(print_words)
     app_.add_typer(group, name="print")
-    assert guarded(with_options(app_, ["--help"]), ["--help"]) == 0
+    assert run_with_exit_code(with_options(app_, ["--help"]), ["--help"]) == 0
     assert "no-options  Never read." in capsys.readouterr().out
-    assert guarded(with_options(app_, ["print", "words", "--to", "you"]), ["print", "words", "--to", "you"]) == 0
+    assert (
+        run_with_exit_code(with_options(app_, ["print", "words", "--to", "you"]), ["print", "words", "--to", "you"])
+        == 0
+    )
     assert receivers == ["you"]
     with pytest.raises(NameError, match="Missing"):
         with_options(app_, ["no-options"])

@@ -45,7 +45,7 @@ from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
 from unveil.tasks.evaluate import Evaluate
 from unveil.tasks.evaluate_run import draw_samples, evaluation_recipe, feature_network
-from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.recipe_kind import require_diffusion_recipe
 
 FLOOR_SPLITS = 5  # maximum number of splits for the FID floor, which is the same at every guidance scale
 
@@ -98,7 +98,7 @@ def samplers(model: str, settings: SamplerStudySettings, device: str, output: Pa
 def guidance(task: Evaluate, scales: tuple[float, ...], device: str, output: PageOutput, console: Console) -> None:
     """Evaluate a model at several guidance scales and write guidance.json and guidance.html."""
     check_scales(scales)
-    recipe = diffusion(evaluation_recipe(task), "unveil analyze guidance")
+    recipe = require_diffusion_recipe(evaluation_recipe(task), "unveil analyze guidance")
     folder = output.folder(task.model, "guidance")
     begun = time.process_time()
     model, source = open_model(task.model, torch_device(device))

@@ -29,7 +29,7 @@ from unveil.cli.foreign_names import (
     OPTION_ALIASES,
 )
 from unveil.errors import RecipeError
-from unveil.io.console import guarded
+from unveil.io.console import run_with_exit_code
 from unveil.tasks import registry
 
 Command = Callable[..., None]
@@ -156,7 +156,7 @@ class _CommandsByWorkflow(TyperGroup):
         listed = {name for names in sections.values() for name in names}
         for name in registry.entries():
             if name not in listed and name in self.commands:
-                sections.setdefault(registry.described(name).section, []).append(name)
+                sections.setdefault(registry.entry_of(name).section, []).append(name)
         for title, names in sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
@@ -228,7 +228,7 @@ def _add_task(task: str) -> None:
     *groups, name = command_words(task)
     inner = [info.typer_instance for info in app.registered_groups if info.name in groups]
     home = app if not inner or inner[0] is None else inner[0]
-    home.command(name, help=registry.described(task).summary)(
+    home.command(name, help=registry.entry_of(task).summary)(
         TaskCommand(_task_command(task, " ".join([*groups, name])))
     )
 
@@ -270,7 +270,7 @@ def run(arguments: Sequence[str]) -> int:
         root = typer.main.get_command(with_options(app, words))
         return root(args=resolve_options(words, root, all_commands), **settings)
 
-    return guarded(run_resolved, list(arguments))
+    return run_with_exit_code(run_resolved, list(arguments))
 
 
 def all_commands() -> Any:

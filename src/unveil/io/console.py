@@ -218,7 +218,7 @@ _log = logging.getLogger("unveil")
 FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
 
-def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
+def run_with_exit_code(app: Callable[..., Any], arguments: list[str]) -> int:
     """Run the app; each error becomes one message on stderr (with --json also in the JSON) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -256,7 +256,7 @@ def _explained(problem: BaseException, as_json: bool) -> int:
     if type(problem).__name__ == "NoArgsIsHelpError":  # click's: a group of commands without a command
         print(problem.format_message(), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
         return USAGE
-    code, message = outcome(problem)
+    code, message = exit_code_and_message(problem)
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)
         if as_json:
@@ -264,7 +264,7 @@ def _explained(problem: BaseException, as_json: bool) -> int:
     return code
 
 
-def outcome(problem: BaseException) -> tuple[int, str]:
+def exit_code_and_message(problem: BaseException) -> tuple[int, str]:
     """Return the exit code of an error, and its message."""
     if isinstance(problem, SystemExit):
         return problem.code if isinstance(problem.code, int) else FAILED, ""

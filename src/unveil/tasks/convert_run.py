@@ -14,7 +14,7 @@ from unveil.io.files import refuse_overwrite
 from unveil.model import model_folder
 from unveil.model.config import change, load_recipe, validate
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def convert_weights(task: Convert, context: TaskContext) -> TaskResult:
     if task.recipe is None:
         overrides = _file_facts(task.settings)
     else:
-        config = diffusion(load_recipe(task.recipe, task.settings), "unveil convert").model
+        config = require_diffusion_recipe(load_recipe(task.recipe, task.settings), "unveil convert").model
     result = conversion.convert(
         source,
         out,

@@ -43,7 +43,7 @@ from unveil.model.config import (
 )
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskResult
 from unveil.train.run_folder import training_of
 from unveil.types import Item
@@ -82,7 +82,7 @@ def evaluation_recipe(task: Evaluate) -> Recipe | AutoencoderRecipe | CaptionerR
     recipe = load_recipe(name, changes)
     if isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
         return recipe
-    recipe = diffusion(recipe, "unveil evaluate")
+    recipe = require_diffusion_recipe(recipe, "unveil evaluate")
     if recipe.key == data.LATENTS:
         raise RecipeError(
             f"{recipe.name}: generates latents, and without the autoencoder that decodes them into images there is "

@@ -24,7 +24,7 @@ from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import NoiseLevel
 
@@ -180,4 +180,4 @@ def _of_model(task: InspectSchedule, name: str, context: TaskContext) -> Schedul
 
 
 def _diffusion(name: str, task: InspectSchedule) -> Recipe:
-    return diffusion(load_recipe(name, task.settings), "unveil inspect schedule")
+    return require_diffusion_recipe(load_recipe(name, task.settings), "unveil inspect schedule")

@@ -17,7 +17,7 @@ _INSTEAD = {
 }
 
 
-def diffusion(recipe: AnyRecipe, command: str) -> Recipe:
+def require_diffusion_recipe(recipe: AnyRecipe, command: str) -> Recipe:
     """Return the recipe, if it is one of a diffusion model.
 
     Args:

@@ -227,7 +227,7 @@ def task_class(name: str) -> type[Task]:
     return task
 
 
-def described(name: str) -> TaskEntry:
+def entry_of(name: str) -> TaskEntry:
     """The entry of a task with its section and summary, imported if they are not known without."""
     entry = entries()[name]
     if entry.summary:

@@ -26,7 +26,7 @@ SECONDS = 4.0  # that the measured step may take
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ResourceEstimate:
     """Estimate of a run; counts of bytes are approximate, and the time is that of this machine."""
 
     name: str
@@ -84,7 +84,7 @@ class Estimate:
 
 def estimate(
     recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: IndexableItems, device: torch.device
-) -> Estimate:
+) -> ResourceEstimate:
     """Measure one optimiser step with as many items as fit a few seconds, and extrapolate.
 
     Raises:
@@ -103,7 +103,7 @@ def estimate(
     if count > 1:
         measured.seconds(count)  # the first of a size pays for its set-up
         seconds = measured.seconds(count)
-    return Estimate(
+    return ResourceEstimate(
         name=recipe.name,
         items=len(dataset),
         shape=learner.shape,

@@ -36,7 +36,7 @@ from unveil.model.config import (
     recipe_names,
 )
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import BaseModel
 
@@ -120,7 +120,7 @@ def _recipe_for(folder: Path) -> str:
 def _estimate(recipe: AnyRecipe, device: str) -> TaskResult:
     """Measure one step, and estimate what the whole run would take; nothing is written."""
     if not isinstance(recipe, AutoencoderRecipe):
-        recipe = diffusion(recipe, "unveil train --dry-run")
+        recipe = require_diffusion_recipe(recipe, "unveil train --dry-run")
     from unveil.tasks.train_estimate import estimate  # imports Lightning, which takes seconds
     from unveil.train.autoencoder import learner_of
     from unveil.train.diffusion import DiffusionLearner
@@ -128,9 +128,9 @@ def _estimate(recipe: AnyRecipe, device: str) -> TaskResult:
 
     dataset = data.open(recipe.data.build())
     if isinstance(recipe, AutoencoderRecipe):
-        learner: Any = learner_of(recipe, fresh_autoencoder(recipe))
+        learner: Any = learner_of(recipe, init_autoencoder(recipe))
     else:
-        model = start(recipe, resolve_device("cpu"))
+        model = initial_model(recipe, resolve_device("cpu"))
         build_vocabulary(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
         learner = DiffusionLearner(model, objective, recipe.key, recipe.train.batching)
@@ -147,7 +147,7 @@ def _train(recipe: AnyRecipe, run: Path, context: TaskContext) -> TaskResult:
             return _train_classifier(recipe, run, force)
         return _train_sequence(recipe, run, force)
     refuse_overwrite(run / "recipe.yaml", force=True)  # a path that cannot be written is refused before data are read
-    dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
+    dataset, held_out = data.open(recipe.data.build()), validation_set(recipe)
     if isinstance(recipe, CaptionerRecipe):
         begin = _captioner(recipe, device)
     elif isinstance(recipe, AutoencoderRecipe):
@@ -166,10 +166,10 @@ def _train(recipe: AnyRecipe, run: Path, context: TaskContext) -> TaskResult:
     return TaskResult(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {use} {run}")
 
 
-def start(recipe: Recipe, device: torch.device) -> Model:
+def initial_model(recipe: Recipe, device: torch.device) -> Model:
     """The model at the start of training: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
-        return text_encoder.fill(fresh(recipe)).to(device)
+        return text_encoder.fill(init_model(recipe)).to(device)
     from unveil.train.finetuning import setup_controlnet, setup_finetune, setup_lora
 
     model, source = open_model(recipe.base, device)
@@ -179,14 +179,14 @@ def start(recipe: Recipe, device: torch.device) -> Model:
     return setup_finetune(model, base, recipe) if recipe.lora is None else setup_lora(model, base, recipe)
 
 
-def fresh(recipe: Recipe) -> Model:
+def init_model(recipe: Recipe) -> Model:
     """The recipe's model with the initial weights that its seed gives."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         return build(recipe.model)
 
 
-def fresh_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
+def init_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
     """The recipe's autoencoder with the initial weights that its seed gives; for images, channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -199,7 +199,7 @@ def fresh_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
     """Check the recipe of a diffusion model; return the function that trains it."""
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch_size)
-    model = start(recipe, device)
+    model = initial_model(recipe, device)
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         from unveil.train import fit  # with Lightning
@@ -218,7 +218,7 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
     if recipe.train.cache_latents:
         raise RecipeError("train.cache_latents: an autoencoder learns from pixels; set it to false")
     learner_of(recipe, recipe.build())  # fails where files of a perceptual network are missing
-    autoencoder = fresh_autoencoder(recipe).to(device)
+    autoencoder = init_autoencoder(recipe).to(device)
     return lambda dataset, held_out, run: fit_autoencoder(recipe, autoencoder, dataset, run=run, held_out=held_out)
 
 
@@ -235,7 +235,7 @@ def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
     return begin
 
 
-def held_out_of(recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> Any:
+def validation_set(recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> Any:
     """The validation split of a recipe; None: it has none."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 

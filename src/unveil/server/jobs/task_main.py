@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import OUR_FAULT, OutOfResources
-from unveil.io.console import Console, guarded, outcome, progress_listener
+from unveil.io.console import Console, exit_code_and_message, progress_listener, run_with_exit_code
 from unveil.server.jobs.outputs import write_result
 from unveil.tasks import NAME, registry
 from unveil.tasks.task import TaskContext, TaskOutput
@@ -44,7 +44,7 @@ class TaskReports:
 
     def error(self, problem: BaseException) -> None:
         """Report an error: its exit code, its class, its message, and the remedy, which is the message's last part."""
-        code, message = outcome(problem)
+        code, message = exit_code_and_message(problem)
         remedy = message.rpartition("; ")[2] if "; " in message else ""
         source = "server" if OUR_FAULT in message or not message else "request"
         source = "resources" if code == OutOfResources.exit_code else source
@@ -85,7 +85,7 @@ def main(descriptor: int) -> int:
             reports.error(problem)
             raise
 
-    return guarded(run, [])
+    return run_with_exit_code(run, [])
 
 
 if __name__ == "__main__":

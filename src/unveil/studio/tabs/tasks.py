@@ -46,7 +46,7 @@ class TasksTab(Tab):
             gr.render(inputs=[self.choice])(self._form)
 
     def _choices(self) -> list[tuple[str, str]]:
-        return [(f"{name}: {self.tr.optional(registry.described(name).summary)}", name) for name in task_kinds()]
+        return [(f"{name}: {self.tr.optional(registry.entry_of(name).summary)}", name) for name in task_kinds()]
 
     def _form(self, name: str) -> None:
         """Create the form of a task each time that it is chosen."""
