@@ -54,7 +54,7 @@ def test_a_run_is_evaluated(cli: Cli, trained: Path, tmp_path: Path):
 def test_inspect_describes_an_autoencoder(cli: Cli, trained: Path):
     shown = cli("inspect", "model", trained).out
     assert "a training checkpoint at step 6" in shown
-    assert "pictures     pixels of shape (1, 8, 8)" in shown
+    assert "images       pixels of shape (1, 8, 8)" in shown
     assert "autoencoder  vq, model_channels 8" in shown
     assert "network" not in shown
     listed = cli("recipes", "list").out

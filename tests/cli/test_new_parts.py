@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unveil.data import ImageTensorDataset, Part, data_kind
+from unveil.data import ImageTensorDataset, Split, data_kind
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StripesConfig:
 
 
 @data_kind("stripes", StripesConfig)
-def stripes(config: StripesConfig, part: Part = "train") -> ImageTensorDataset:
+def stripes(config: StripesConfig, part: Split = "train") -> ImageTensorDataset:
     """Return pixels uint8 (N, 1, side, side), and labels: 0 horizontal, 1 vertical."""
     labels = torch.arange(config.count) % 2
     phase = torch.arange(config.count) // 2 + (part == "held-out")

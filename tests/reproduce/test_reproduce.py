@@ -15,6 +15,7 @@ from tests.needs import needs_fashion
 from tests.reproduce.untrained import Untrained
 from unveil.cli.commands import run
 from unveil.core.samplers import ddim
+from unveil.core.schedules import Schedule
 from unveil.errors import OutputError, RecipeError
 from unveil.evaluate.verdict import PublishedResult
 from unveil.io.console import Console
@@ -231,7 +232,7 @@ def test_encoding_by_the_wrong_path_is_seen(cache: Path, monkeypatch: pytest.Mon
     good = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}
     # an encoder that forgets the image: every round trip fails alike
-    monkeypatch.setattr(ddim_claims, "encode", lambda grid: ddim(list(grid)[::-1][1:][::-1]))
+    monkeypatch.setattr(ddim_claims, "encode", lambda grid: ddim(Schedule(grid.process, list(grid)[:-1])))
     broken = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert "shown" not in {one.verdict for one in broken.comparisons}
 

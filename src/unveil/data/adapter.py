@@ -26,7 +26,7 @@ class SourceDataset(Protocol):
 
 
 class AdaptedDataset(Dataset[Item]):
-    """A data set seen through `adapt`; `classes` is the source's, where it has them."""
+    """A data set seen through `adapt_dataset`; `classes` is the source's, where it has them."""
 
     def __init__(self, source: SourceDataset, key: str) -> None:
         self.source = source

@@ -63,7 +63,7 @@ class GenerateOptions(TypedDict, total=False):
             moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
         size: Height and width in pixels, or frames, height and width of a video, if other than the model's shape.
         tile_size: Size that the network takes in one call, see `Model.resized`.
-        transform: (run, rows) -> the run that takes the place of each batch's run; see `core.sampling_run`.
+        transform: (run, rows) -> the run that takes the place of each batch's run, a `SamplingRun`.
         batch: Number of samples in one batch; None: all.
         start_index: Index of the first sample, by default 0; with one seed for each sample, index of every sample.
         on_step: Called after each step of each batch; it may raise `errors.Cancelled`.

@@ -66,7 +66,7 @@ def test_a_lora_is_converted_inspected_and_merged(queue, results, worker, models
         for delta in init_lora(parts["denoiser"].network, LoraConfig(("*",), rank=2))
     ]
     lora_export.write(
-        models / "loras" / "style.safetensors", lora_export.dump({"denoiser": deltas}, parts, "diffusers")
+        models / "loras" / "style.safetensors", lora_export.to_lora_file({"denoiser": deltas}, parts, "diffusers")
     )
     converted = done(queue, worker, "lora-convert", model="first", lora="style", output="style-kohya", format="kohya")
     assert converted.error is None
