@@ -286,7 +286,7 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
         if spec.size is not None:  # before the first image is generated
             check_size(model, spec.size)
     if not rows and specs[0].is_plain:
-        specs[0], request = in_passes(model, source, request, output, console, specs[0])
+        specs[0], request = hires_passes(model, source, request, output, console, specs[0])
 
     def drawn() -> Iterator[GeneratedSample]:
         for group, spec in zip(groups, specs, strict=True):
@@ -340,7 +340,7 @@ def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
     return [{key: item[key] for key in item if key not in ("name", "image")} for item in each]
 
 
-def in_passes(
+def hires_passes(
     model: Model, source: ModelSource, request: Request, output: ImageOutput, console: Console, spec: TaskSpec = PLAIN
 ) -> tuple[TaskSpec, Request]:
     """The last of the passes in which a size far beyond that of a video model is generated, after those before it.
