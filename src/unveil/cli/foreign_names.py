@@ -1,7 +1,7 @@
 """Names of commands, options and settings in other programs, and former names in this one.
 
 Each table maps such a name to the current one. An alias works; every other name raises an error that names the right
-command or option. `command_names` applies the tables, and a test checks each entry. The names of samplers and schedules
+command or option. `commands` applies the tables, and a test checks each entry. The names of samplers and schedules
 in other programs are in `core.foreign_names`, because Python and the server read them too.
 """
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from unveil.tasks.fields import CatalogName, ModelName, Name, RecipeChanges, RecipeName, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 
 class Convert(Task):

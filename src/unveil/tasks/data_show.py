@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from unveil.tasks.fields import Name, RecipeChanges, RecipeName, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 Recipe = Annotated[RecipeName, info("Bundled recipe, YAML file or run folder.", metavar="RECIPE")]
 Changes = Annotated[

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from unveil.tasks.fields import PLAYGROUND, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskOutput, TaskResult
 
 RECIPE = "ddpm-digits"
 PROMPT = "a small red circle moves left"
@@ -39,7 +36,6 @@ class Demo(Task):
         """Run the four tasks, one after the other."""
         from unveil.io.console import Console, duration
         from unveil.tasks.evaluate import Evaluate
-        from unveil.tasks.task import TaskContext, TaskOutput
         from unveil.tasks.text_to_image import TextToImage
         from unveil.tasks.train import Train
         from unveil.tasks.video_generate import VideoGenerate

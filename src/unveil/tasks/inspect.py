@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from unveil.errors import RecipeError
 from unveil.tasks.fields import CatalogName, FileFacts, Name, RecipeChanges, Settings, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 
 class InspectModel(Task):

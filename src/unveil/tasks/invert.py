@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from unveil.tasks.fields import GuidedFields, ImageFiles, info
 from unveil.tasks.image_task import ModelTask
-from unveil.tasks.task import TaskResult, Workload
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import TaskContext, TaskResult, Workload
 
 
 class Invert(GuidedFields, ModelTask):

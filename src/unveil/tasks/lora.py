@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from unveil.tasks.fields import CatalogName, Lora, ModelName, Name, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 LoraName = Annotated[Name, CatalogName("lora")]
 PEFT = "peft"  # the format that is a folder

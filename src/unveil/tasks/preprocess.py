@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from unveil.tasks.fields import ImageFiles, Name, info
-from unveil.tasks.task import Task, TaskResult, field_mark
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult, field_mark
 
 _INPUT = "Input PNG, JPEG or WebP image, or a folder of them."
 _LOW, _HIGH = "Gradient above which an edge continues, 0 to 255.", "Gradient above which an edge starts, 0 to 255."

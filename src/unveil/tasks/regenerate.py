@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,10 +12,7 @@ from unveil.errors import DataError
 from unveil.tasks import NAME, registry
 from unveil.tasks.fields import CatalogName, ControlNet, FileInput, Lora, MediaFile, Name, Settings, info
 from unveil.tasks.image_task import ClassifierFields
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 
 class Regenerate(ClassifierFields, Task):

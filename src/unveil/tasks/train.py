@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from unveil.tasks.fields import CatalogName, Name, RecipeChanges, RecipeName, info
-from unveil.tasks.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    from unveil.tasks.task import TaskContext
+from unveil.tasks.task import Task, TaskContext, TaskResult
 
 
 class Train(Task):

@@ -9,11 +9,10 @@ from pydantic import Field
 
 from unveil.errors import RecipeError
 from unveil.tasks.fields import AdapterFields, Fields, ModelFields, SamplingFields, SizeFields, Text, info
-from unveil.tasks.task import Task, TaskResult, Workload
+from unveil.tasks.task import Task, TaskContext, TaskResult, Workload
 
 if TYPE_CHECKING:
     from unveil.tasks.regenerate import Regenerate
-    from unveil.tasks.task import TaskContext
     from unveil.tasks.video_run import VideoShot, VideoStage
 
 MAX_LENGTH = 1_000_000  # frames
