@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ pytest.importorskip("gradio")
 pytest.importorskip("av")
 
 from tests.server.http.conftest import Server
-from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted, settled
+from tests.studio.conftest import LONG_MS, MARKS, another, begun, chosen, ended, painted, settled
 from unveil.generation.video_inputs import decode_video
+from unveil.studio.tabs import video as video_tab
+from unveil.studio.timeline import frame_spans
 
 pytestmark = MARKS
 
@@ -24,9 +28,9 @@ def frames_of(studio: Server, id: str) -> Any:
 
 def until(page: Any, label: str) -> None:
     """Wait until the timeline has this label."""
-    page.wait_for_function(
-        "label => document.querySelector('#video-timeline [role=img]')?.ariaLabel == label", arg=label
-    )
+    from playwright.sync_api import expect
+
+    expect(page.locator("#video-timeline [role=img]")).to_have_attribute("aria-label", label, timeout=LONG_MS)
 
 
 def small(page: Any, frames: int) -> None:
@@ -93,6 +97,26 @@ def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, st
     before, after = (frames_of(studio, id).float() for id in (first, again))
     off = (after - before).abs().mean((0, 1)).numpy()
     assert off[stays].mean() < off[~stays].mean() / 2  # the file is compressed
+
+
+def test_the_timeline_shows_the_last_change_where_an_earlier_one_takes_longer(
+    page: Any, studio: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def slow_before_the_change(*values: Any) -> Any:
+        if values[3] == 0:  # index of the keyframe
+            time.sleep(1.5)
+        return frame_spans(*values)
+
+    monkeypatch.setattr(video_tab, "frame_spans", slow_before_the_change)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    chosen(page, "video")
+    page.locator("#video-still input[type=file]").set_input_files(tmp_path / "red.png")
+    page.wait_for_selector("#video-still img")
+    page.locator("#video-at input").fill("-1")
+    small(page, 5)
+    until(page, "frames 0 to 3 generated; frames 4 to 4 conditioning")
+    page.wait_for_timeout(2000)  # for the result of an earlier change
+    until(page, "frames 0 to 3 generated; frames 4 to 4 conditioning")
 
 
 def test_a_storyboard_has_its_scenes_and_transitions(page: Any, studio: Server):

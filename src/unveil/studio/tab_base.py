@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -81,6 +82,17 @@ class Tab:
             return self._tried(lambda: call(_owner(request), *values), len(outputs), by_user)
 
         return event(heard, list(inputs), [self.message, *outputs], **self._how)
+
+    def on_latest(
+        self, events: Sequence[Any], call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, by_user: bool = False
+    ) -> Any:
+        """Connect several events to one call, whose outputs show the values after the last event.
+
+        One call runs at a time. Events during a call cause one more call after it. Separate connections of the events
+        would run at the same time, and the result of an earlier event could replace that of a later one.
+        """
+        latest = partial(gr.on, [*events], trigger_mode="always_last")
+        return self.on(latest, call, inputs, outputs, by_user=by_user)
 
     def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """Connect the buttons of an HTML component to `call(owner, data, *values)`."""

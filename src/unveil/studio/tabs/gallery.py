@@ -45,8 +45,8 @@ class GalleryTab(Tab):
             )
         self.cards = gr.HTML(elem_id="gallery-cards", js_on_load=HEARD)
         # not on every key press: each search reads all completed jobs
-        for event in (self.words.submit, self.words.blur, self.page.change):
-            self.on(event, self.look, [self.words, self.page], [self.cards])
+        events = (self.words.submit, self.words.blur, self.page.change)
+        self.on_latest(events, self.look, [self.words, self.page], [self.cards], by_user=True)
 
     def look(self, owner: str, words: str, page: Any, confirming: str = "") -> Markup:
         """Return the cards of a page.

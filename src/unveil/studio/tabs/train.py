@@ -120,8 +120,8 @@ class TrainTab(Tab):
         prepared.begins(self.check.click, self._look_at, [self.folder])
         prepared.begins(self.caption.click, self._tell, [self.folder, self.captioner])
         self.on(self.timer.tick, self.look, self.looked, self.drawn, by_user=False)
-        for moved in (self.at.release, self.at.input):  # by pointer and by keyboard
-            self.on(moved, self._sample_sheet, [watch.browser_state, self.at], [self.samples], by_user=False)
+        moved = (self.at.release, self.at.input)  # by pointer and by keyboard
+        self.on_latest(moved, self._sample_sheet, [watch.browser_state, self.at], [self.samples])
 
     def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         form = dict(zip(self.fields, values, strict=True))

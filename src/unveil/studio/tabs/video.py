@@ -188,8 +188,8 @@ class VideoTab(GenerationTab):
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
         drawing = (self.task, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
-        for part in (*drawing, self.parts["frames"], self.scenes):  # also after an error of an earlier submission
-            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], by_user=False)
+        changes = [part.change for part in (*drawing, self.parts["frames"], self.scenes)]
+        self.on_latest(changes, self.planned, [*self.fields.values()], [self.timeline])
         self.on(self.again.click, self._reuse, [self.watch.browser_state], [self.clip, self.task])
 
     def _to_paint(self, owner: str, task: str, clip: str | None) -> Any:
