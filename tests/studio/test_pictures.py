@@ -21,6 +21,7 @@ from unveil.io.files import write_tensors
 from unveil.io.images import png
 from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.outputs import image_files
+from unveil.server.jobs.worker import JobProgress
 from unveil.studio.tabs import gallery
 
 pytestmark = MARKS
@@ -40,9 +41,20 @@ def decoded(png: bytes) -> Any:
     return decode_native_size(open_image(io.BytesIO(png), 10**6), 3)
 
 
-def test_an_image_is_generated_found_and_regenerated_to_the_byte(page: Any, studio: Server, tmp_path: Path):
-    begun(page, "a large blue square on green", 80)
+def test_an_image_is_generated_found_and_regenerated_to_the_byte(
+    page: Any, studio: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = threading.Event()
+    write_preview = JobProgress.preview
+
+    def wait_after_preview(progress: JobProgress, image: bytes) -> None:  # the job may end before the page asks again
+        write_preview(progress, image)
+        seen.wait(60)
+
+    monkeypatch.setattr(JobProgress, "preview", wait_after_preview)
+    begun(page, "a large blue square on green", 12)
     page.wait_for_selector("#image-status img.preview")
+    seen.set()
     first = ended(page, "image")
     shown = page.locator("#image-result .figures img")
     assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
