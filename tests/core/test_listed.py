@@ -126,8 +126,9 @@ def fixed_path(table: CoefficientTable, count: int) -> Noise:
     def noise(row: int, draw: int = 0) -> Tensor:
         span = table.rows[row].span
         assert span is not None, "a strong order needs the span of each row that adds noise"
-        ends = [min(range(count + 1), key=lambda k: abs(clock[k] - float(level.alpha**2))) for level in span]
-        assert all(abs(clock[k] - float(level.alpha**2)) < 1e-9 for k, level in zip(ends, span, strict=True))
+        times = [float(level.alpha**2) for level in span]
+        ends = [min(range(count + 1), key=lambda k: abs(clock[k] - time)) for time in times]
+        assert all(abs(clock[k] - time) < 1e-9 for k, time in zip(ends, times, strict=True))
         return (values[ends[1]] - values[ends[0]]) / math.sqrt(clock[ends[1]] - clock[ends[0]])
 
     return noise
