@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "docstrings",
     "from_source",
+    "known_names",
 ]
 exclude_patterns = ["_build", "_ext"]
 suppress_warnings = ["ref.python"]  # two classes of one short name in two modules: the link goes to the first
@@ -30,6 +31,7 @@ default_role = "code"  # docstrings write code in single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
+autodoc_use_type_comments = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
