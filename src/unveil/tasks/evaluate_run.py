@@ -71,14 +71,7 @@ def evaluation_recipe(
         RecipeError: The recipe is neither given nor in the model's run, or it is of neither a diffusion model of
             pixels nor an autoencoder nor a captioner.
     """
-    name = task.recipe
-    if name is None:
-        run = _run_of(task.model)
-        if not (run / "recipe.yaml").is_file() and task.model not in recipe_names():
-            raise RecipeError(
-                f"{task.model}: not the folder of a run, so pass --recipe: it names the data to compare with"
-            )
-        name = str(run) if (run / "recipe.yaml").is_file() else task.model
+    name = task.recipe or _recipe_of(task.model)
     recipe = load_recipe(name, task.settings)
     if not isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
         recipe = require_diffusion_recipe(recipe, command_name)
@@ -94,6 +87,22 @@ def evaluation_recipe(
             "nothing to compare; the validation loss is in the run's metrics.jsonl"
         )
     return recipe
+
+
+def _recipe_of(model: str) -> str:
+    """Return the recipe of a model: that of its run, or the bundled one of its name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    run = _run_of(model)
+    if (run / "recipe.yaml").is_file():
+        return str(run)
+    bundled = model_folder.bundled_models()
+    name = run.name if bundled.get(run.name) == run else model  # on a server the name of a bundled model is its path
+    if name not in recipe_names():
+        raise RecipeError(f"{model}: not the folder of a run, so pass --recipe: it names the data to compare with")
+    return name
 
 
 def _evaluation_changes(task: EvaluationFields, recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> dict[str, Any]:
