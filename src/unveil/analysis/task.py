@@ -295,6 +295,7 @@ class VideoBenchmark(Analysis):
         tuple[LocalFile, ...],
         info(
             ".json file of another model in the same benchmark, which the page shows too; repeat for several.",
+            title="Other results",
             metavar="PATH",
             advanced=True,
         ),
