@@ -205,7 +205,7 @@ class AnalyzeViT(Analysis):
     sizes: Annotated[
         tuple[NetworkSize, ...],
         info(
-            "Sizes of the network as BLOCKSxWIDTH, separated by commas.",
+            "Sizes of the network: number of blocks and width of the tokens.",
             title="Size",
             metavar="BLOCKSxWIDTH,...",
             max_length=16,
@@ -356,7 +356,8 @@ class AnalyzeVideoTasks(VideoBenchmark):
     sizes: Annotated[
         tuple[VideoSize, ...],
         info(
-            "Size as WIDTHxHEIGHTxFRAMES, such as 48x24x16; repeat for several.",
+            "Width and height in pixels and number of frames, such as 48x24x16; the benchmark's own when left out; "
+            "repeat for several.",
             title="Size",
             flags=["--size"],
             metavar="WxHxFRAMES",
