@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from docutils import nodes
 from docutils.statemachine import StringList
 from fastapi.routing import APIRoute
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralInclude
 from sphinx.directives.other import TocTree
@@ -198,7 +198,7 @@ def _default(field: Any) -> str:
         return "none"
     if hasattr(type(value), "model_fields"):
         return "as below"
-    return f"`{json.dumps(value)}`" if isinstance(value, bool | tuple) else f"`{value}`"
+    return f"`{json.dumps(to_jsonable_python(value))}`" if isinstance(value, bool | tuple) else f"`{value}`"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

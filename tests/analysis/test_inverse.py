@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.core.test_inverse import Field
 from tests.needs import needs_fashion
 from unveil.analysis import inverse_problems as study
+from unveil.analysis import task_run
 from unveil.analysis.inverse_problems import (
     BEST,
     MEAN,
@@ -22,7 +23,6 @@ from unveil.analysis.inverse_problems import (
     psnr,
     study_inverse,
 )
-from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import inverse, prediction
 from unveil.core.denoiser import Denoiser
@@ -261,8 +261,8 @@ def test_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "steps = 0: at least 1"),
-        (["-n", "1"], "an interval needs at least 2 images"),
+        (["--steps", "0"], "steps = 0: must be greater than or equal to 1"),
+        (["-n", "1"], "num_images = 1: must be greater than or equal to 2"),
         (["-n", "2000"], "the held-out split of digits has 450 images"),
         (["--split", "heldout"], "nearest: 'held-out'"),
         pytest.param(["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed", marks=needs_fashion),
@@ -285,7 +285,7 @@ def test_an_interrupted_study_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "study_inverse", interrupted)
+    monkeypatch.setattr(task_run, "study_inverse", interrupted)
     assert run(["analyze", "inverse", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "pages").exists()

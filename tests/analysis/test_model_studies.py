@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.analysis import samplers
+from unveil.analysis import samplers, task_run
 from unveil.analysis.samplers import DISTANCES, SamplerStudySettings, fitted_order, study_samplers
-from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import prediction
 from unveil.core.denoiser import Denoiser
@@ -174,9 +173,13 @@ def test_the_guidance_scales_of_a_bundled_model_as_a_page(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers separated by commas"),
+        (["samplers", "ddpm-digits", "--calls", "5;10"], "must be numbers separated by commas"),
         (["samplers", "ddpm-digits", "--only", "heunn"], "nearest: 'heun'"),
         (["samplers", "ddpm-digits", "--schedule", "karas", "--calls", "3", "-n", "2"], "nearest: 'karras'"),
+        (["samplers", "ddpm-digits", "--calls", "5,2.5"], "calls.1 = 2.5: must be a valid integer"),
+        (["samplers", "ddpm-digits", "--calls", "10,5"], "give rising numbers"),
+        (["samplers", "ddpm-digits", "-n", "1"], "num_samples = 1: must be greater than or equal to 2"),
+        (["samplers"], "analyze samplers needs a model: unveil analyze samplers ddpm-digits"),
         (["guidance", "ddpm-digits", "--scales", "3,1"], "write rising numbers"),
     ],
 )
@@ -196,7 +199,7 @@ def test_an_interrupted_study_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "study_samplers", interrupted)
+    monkeypatch.setattr(task_run, "study_samplers", interrupted)
     assert run(["analyze", "samplers", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "pages").exists()

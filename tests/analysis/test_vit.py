@@ -1,4 +1,4 @@
-"""`unveil study vit`: every size on every amount, a page of them, and going on after a stop."""
+"""`unveil analyze vit`: every size on every amount, a page of them, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 from unveil import data
 from unveil.analysis import vit
-from unveil.analysis.vit import ViTPoint, ViTSize, ViTStudySettings, parse_sizes, study_vit
+from unveil.analysis.task import AnalyzeViT
+from unveil.analysis.vit import ViTPoint, ViTSize, ViTStudySettings, study_vit
 from unveil.cli.commands import run
+from unveil.cli.text_forms import read_network_sizes
 from unveil.errors import Cancelled, RecipeError
 from unveil.model.config import ClassifierRecipe, load_recipe
 from unveil.nn.vit import ViTConfig
@@ -126,12 +128,13 @@ def test_the_command_writes_a_page_and_overwrites_none(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sizes", "3-48"], "sizes '3-48': write DEPTHxWIDTH"),
+        (["--sizes", "3-48"], "--sizes '3-48': are written BLOCKSxWIDTH"),
+        (["--sizes", "0x48"], "sizes.0.depth = 0: must be greater than or equal to 1"),
         (["--sizes", "1x16,1x16"], "write different sizes"),
         (["--sizes", "1x20"], "size 1x20: the width must be a multiple of a head's, 16; nearest 16"),
         (["--amounts", "500,100"], "write rising numbers"),
         (["--amounts", "20"], "amounts 20 to 20: must be between the batch size, 32, and the 1347"),
-        (["--steps", "0"], "at least 1"),
+        (["--steps", "0"], "steps = 0: must be greater than or equal to 1"),
         (["classifier-digits"], "classifier-digits: a recipe of a cnn; the study needs a vit"),
         (
             ["transformer-tasks"],
@@ -154,6 +157,8 @@ def test_what_cannot_be_studied(
 
 
 def test_sizes_are_read():
-    assert parse_sizes("3x48, 6x96") == (ViTSize(3, 48), ViTSize(6, 96))
+    read = AnalyzeViT.parse({"sizes": read_network_sizes("3x48, 6x96")})
+    assert read.study_settings().sizes == (ViTSize(3, 48), ViTSize(6, 96))
+    assert AnalyzeViT().study_settings() == ViTStudySettings()
     with pytest.raises(RecipeError, match="seeds 0: at least 1"):
         ViTStudySettings(seeds=0)

@@ -51,6 +51,18 @@ def test_a_run_is_evaluated(cli: Cli, trained: Path, tmp_path: Path):
     assert cli("evaluate", trained, "--out", "report").code == 2, "written over"
 
 
+def test_the_number_of_samples_of_an_autoencoder_is_that_of_its_images(cli: Cli, trained: Path, tmp_path: Path):
+    done = cli("evaluate", trained, "-n", 6, "--out", "few", "--json")
+    assert done.code == 0, done.err
+    assert Report.load(tmp_path / "few/report.json").protocol["count"] == 6
+    for option, value in (("--dtype", "bfloat16"), ("--prompt-set", "seen")):
+        refused = cli("evaluate", trained, option, value, "--out", "other")
+        assert refused.code == 2
+        assert f"{option}: the evaluation of a recipe of kind autoencoder has no such setting" in refused.err
+    assert "evaluate.num_images = 2: must be greater than or equal to 4" in cli("evaluate", trained, "-n", 2).err
+    assert not (tmp_path / "other").exists()
+
+
 def test_inspect_describes_an_autoencoder(cli: Cli, trained: Path):
     shown = cli("inspect", "model", trained).out
     assert "a training checkpoint at step 6" in shown

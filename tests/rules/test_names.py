@@ -89,7 +89,10 @@ for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduc
                 ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["variations"], ["interpolate"], ["invert"],
                 ["data"], ["data", "check"], ["data", "show"], ["data", "cache-latents"],
                 ["preprocess"], ["preprocess", "canny"], ["preprocess", "boxes"], ["inspect"], ["inspect", "schedule"],
-                ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"]):
+                ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"],
+                ["analyze"], ["analyze", "samplers"], ["analyze", "guidance"], ["analyze", "inverse"],
+                ["analyze", "vit"], ["analyze", "video-tasks"], ["analyze", "prompts"], ["analyze", "physics"],
+                ["analyze", "detector"]):
     assert run([*command, "--help"]) == 0, command
 heavy = {"torch", "numpy", "lightning", "rich", "PIL"} & set(sys.modules)
 assert not heavy, heavy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -459,6 +459,15 @@ def check_model(model: Model) -> None:
         )
 
 
+def check_tasks(names: Iterable[str], tasks: Collection[str]) -> None:
+    """Raise RecipeError unless each name is that of a task of the study."""
+    for name in names:
+        if name not in tasks:
+            if VIDEO_TASKS.get(name) in tasks:
+                raise RecipeError(f"task {name!r}: is now named {VIDEO_TASKS[name]!r}")
+            raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{did_you_mean(name, list(tasks))}")
+
+
 def run_study(
     model: Model, settings: S, tasks: Mapping[str, Callable[[StudyContext[S]], StudyResult]], on_progress: Progress
 ) -> VideoStudy:
@@ -468,11 +477,7 @@ def run_study(
         RecipeError: The model is not a text-to-video model, or a task is unknown.
     """
     check_model(model)
-    for name in settings.only:
-        if name not in tasks:
-            if VIDEO_TASKS.get(name) in tasks:
-                raise RecipeError(f"task {name!r}: is now named {VIDEO_TASKS[name]!r}")
-            raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{did_you_mean(name, list(tasks))}")
+    check_tasks(settings.only, tasks)
     context = StudyContext(model.eval(), settings, on_progress)
     results: dict[str, StudyResult] = {}
     seconds: dict[str, float] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -104,18 +103,6 @@ class ViTPoint(NamedTuple):
     high: float
     by_size: dict[str, float]
     cpu_seconds: float
-
-
-def parse_sizes(text: str) -> tuple[ViTSize, ...]:
-    """Parse a list such as 3x48,6x96.
-
-    Raises:
-        RecipeError: The text is not such a list.
-    """
-    matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part.strip()) for part in text.split(",")]
-    if not all(matches):
-        raise RecipeError(f"sizes {text!r}: write DEPTHxWIDTH with commas between them, such as 3x48,6x96,8x144")
-    return tuple(ViTSize(int(match[1]), int(match[2])) for match in matches if match)
 
 
 def study_vit(

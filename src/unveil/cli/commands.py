@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import wraps
-from inspect import Parameter, Signature, getdoc, signature
-from typing import Annotated, Any, get_type_hints
+from inspect import getdoc
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.models import CommandInfo
 
 import unveil
-from unveil.cli.analyze_options import analyze_app
 from unveil.cli.foreign_names import (
     ANSWERED_COMMANDS,
     ANSWERED_OPTIONS,
@@ -77,62 +75,17 @@ def with_options(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
 def _with_options(info: CommandInfo, words: Sequence[str]) -> CommandInfo:
     """Return a command with its options if `words` contain its name, and without options otherwise."""
     command, copied = info.callback, copy(info)
-    assert command is not None
-    copied.name = info.name or command.__name__.replace("_", "-")
-    if isinstance(command, TaskCommand) and copied.name in words:
+    assert isinstance(command, TaskCommand)
+    copied.callback = _not_run
+    if info.name in words:
         copied.callback = command.build()
         copied.help = getdoc(copied.callback)
-        return copied
-    copied.help = info.help or getdoc(command)
-    copied.callback = expand_groups(command) if copied.name in words else _not_run
     return copied
 
 
 def _not_run() -> None:
     """Raise an error: commands that are only listed never run."""
     raise AssertionError("a command that was not typed")
-
-
-def expand_groups(command: Command) -> Command:
-    """Return the command with one option for each field of its parameters that are dataclasses.
-
-    A field may be a dataclass itself. The default of an option is the value in the default of its parameter, or in a
-    new object of the dataclass.
-
-    Raises:
-        ValueError: Two options have the same name.
-    """
-    parameters, hints = signature(command).parameters, get_type_hints(command, include_extras=True)
-    options = [option for name, item in parameters.items() for option in _options(name, hints[name], item.default)]
-
-    @wraps(command)
-    def expanded(**typed: Any) -> None:
-        command(**{name: _value(hints[name], name, typed) for name in parameters})
-
-    expanded.__signature__ = Signature(options)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {option.name: option.annotation for option in options}
-    return expanded
-
-
-def _options(name: str, annotation: Any, default: Any) -> Iterator[Parameter]:
-    """Yield the options of a parameter, or of a field of a group."""
-    if not is_dataclass(annotation):
-        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        return
-    assert isinstance(annotation, type)
-    hints = get_type_hints(annotation, include_extras=True)
-    group = annotation() if default is Parameter.empty else default
-    for item in fields(annotation):
-        yield from _options(item.name, hints[item.name], getattr(group, item.name))
-
-
-def _value(annotation: Any, name: str, typed: Mapping[str, Any]) -> Any:
-    """Return the value of a parameter, or of a field of a group, from the values of the options."""
-    if not is_dataclass(annotation):
-        return typed[name]
-    assert isinstance(annotation, type)
-    hints = get_type_hints(annotation, include_extras=True)
-    return annotation(**{item.name: _value(hints[item.name], item.name, typed) for item in fields(annotation)})
 
 
 # Commands in the order of help, by workflow
@@ -191,6 +144,10 @@ inspect_app = typer.Typer(
 )
 lora_app = typer.Typer(
     no_args_is_help=True, help="Inspect LoRA files, convert them to other formats, merge them into a model."
+)
+analyze_app = typer.Typer(
+    no_args_is_help=True,
+    help="Compare samplers, guidance scales, restoration methods or ViT sizes; benchmark video models.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
 preprocess_app = typer.Typer(
@@ -254,11 +211,11 @@ def _root(
 
 def command_tree() -> dict[str, tuple[str, ...]]:
     """Return the names of all commands, each with the names of its sub-commands."""
-    tree: dict[str, tuple[str, ...]] = {str(info.name or _name(info.callback)): () for info in app.registered_commands}
+    tree: dict[str, tuple[str, ...]] = {str(info.name): () for info in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None
         inner = group.typer_instance.registered_commands
-        tree[str(group.name)] = tuple(str(info.name or _name(info.callback)) for info in inner)
+        tree[str(group.name)] = tuple(str(info.name) for info in inner)
     return tree
 
 
@@ -276,10 +233,6 @@ def run(arguments: Sequence[str]) -> int:
 def all_commands() -> Any:
     """Return click's tree of all commands with all their options."""
     return typer.main.get_command(with_options(app, ALL_COMMANDS))
-
-
-def _name(callback: Any) -> str:
-    return callback.__name__.replace("_", "-")
 
 
 Tree = Mapping[str, Sequence[str]]  # names of commands, each with the names of its sub-commands

@@ -15,18 +15,6 @@ import typer
 from pydantic.fields import FieldInfo
 
 from unveil.cli import text_forms
-from unveil.cli.options import (
-    AsJson,
-    Device,
-    Force,
-    FromMetadata,
-    Metadata,
-    Out,
-    Preview,
-    PreviewEvery,
-    Quiet,
-    VideoOut,
-)
 from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.tasks.fields import FileInput, RecipeKeys, Repeated
@@ -38,6 +26,33 @@ _WORDS_HELP = (
     "Sampling settings, such as sampler=heun guidance_rescale=0.7; or a prompt, for models that take one (--prompt "
     "works too)."
 )
+# Options of all tasks of a kind
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or mps.", metavar="DEVICE")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder or file.")]
+VideoOut = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", help="Output .mp4, .webm, .gif, .webp or .apng file; without a suffix, a folder of PNG."
+    ),
+]
+Preview = Annotated[
+    Path | None, typer.Option(help=".png file that shows the predicted image while it is sampled.", metavar="FILE")
+]
+PreviewEvery = Annotated[int, typer.Option("--preview-every", help="Number of steps from one preview to the next.")]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="Write the generation settings into each file.")
+]
+FromMetadata = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-metadata",
+        help="Generated file that is generated once more, exactly, from its metadata.",
+        metavar="FILE",
+    ),
+]
 _OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device")
 
 
@@ -152,7 +167,12 @@ def _option(field: FieldInfo, name: str) -> Parameter:
     return _parameter(
         name,
         option_type if default is not None or option_type is bool else option_type | None,
-        typer.Option(*flags, help=str(field.description), metavar=extra.get("metavar") or None),
+        typer.Option(
+            *flags,
+            help=str(field.description),
+            metavar=extra.get("metavar") or None,
+            show_default=text_forms.default_text(field) or True,
+        ),
         default,
     )
 

@@ -15,13 +15,14 @@ from pydantic.fields import FieldInfo
 
 from unveil.cli.foreign_names import RECIPE_KEYS, SETTING_ALIASES, SETTING_OPTIONS
 from unveil.errors import DataError, RecipeError, did_you_mean
-from unveil.tasks.fields import PLAYGROUND, FileFacts, NumberList, RecipeKeys
+from unveil.tasks.fields import PLAYGROUND, FileFacts, NumberList, RecipeKeys, SamplingKeys
 from unveil.tasks.task import WORDS, Task, find_mark
 
 PROMPT = "prompt"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _NUMBERS = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]+)-(?P<stop>[\d.]+))?)?")
 _SIZE = re.compile(r"(\d+)x(\d+)")
+_VIDEO_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
 _SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _SCENE = re.compile(r"\s*(\d+\s*-\s*\d+)[\s:]+(.*\S)\s*", re.DOTALL)
 _SCENE_FORM = 'frames as FIRST-LAST and a prompt, such as "0-15 a red circle moves left"'
@@ -105,6 +106,30 @@ def read_size(text: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
+def read_video_size(text: str) -> dict[str, int]:
+    """Return the values of WIDTHxHEIGHTxFRAMES.
+
+    Raises:
+        RecipeError: The text has another form.
+    """
+    match = _VIDEO_SIZE.fullmatch(text)
+    if match is None:
+        raise RecipeError(f"--size {text!r}: is written WIDTHxHEIGHTxFRAMES, such as --size 48x24x16")
+    return {"width": int(match[1]), "height": int(match[2]), "frames": int(match[3])}
+
+
+def read_network_sizes(text: str) -> list[dict[str, int]]:
+    """Return the values of a comma-separated text such as 3x48,6x96.
+
+    Raises:
+        RecipeError: A part of the text has another form.
+    """
+    matches = [_SIZE.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(matches):
+        raise RecipeError(f"--sizes {text!r}: are written BLOCKSxWIDTH, separated by commas, such as 3x48,6x96,8x144")
+    return [{"depth": int(match[1]), "width": int(match[2])} for match in matches if match]
+
+
 def read_prompt_file(path: str) -> list[dict[str, Any]]:
     """Return the values of the lines of a prompt file."""
     from unveil.data.prompts import read_prompts
@@ -145,6 +170,18 @@ def read_file_facts(texts: Sequence[str]) -> dict[str, Any]:
         if not text.startswith("file.") or "=" not in text:
             raise RecipeError(f"{text!r}: is written file.KEY=VALUE, such as file.heads=8")
     return dict(sampling_of(texts).get("file", {}))
+
+
+def read_sampling(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Return sampling settings by name, of texts such as steps=24.
+
+    Raises:
+        RecipeError: A text is not of the form KEY=VALUE, or no setting has this name.
+    """
+    for text in texts:
+        if not _SETTING.match(text):
+            raise RecipeError(f"{option} {text!r}: is written KEY=VALUE, such as {option} steps=24")
+    return sampling_of(texts)
 
 
 def recipe_key(text: str) -> str:
@@ -263,7 +300,13 @@ COMPOUND_FIELDS: dict[str, CompoundField] = {
     ),
 }
 # Text forms by the name of the type of a value; the options of such fields may be repeated
-TEXT_FORMS: dict[str, Callable[[str], dict[str, Any]]] = {"Lora": read_lora, "ControlNet": read_controlnet}
+TEXT_FORMS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "Lora": read_lora,
+    "ControlNet": read_controlnet,
+    "VideoSize": read_video_size,
+}
+# Text forms of all values of a field in one text, by the name of the type of a value
+LIST_FORMS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"NetworkSize": read_network_sizes}
 # Files that contain all values of a field, by the name of the type of a value
 FILE_FORMS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"PromptLine": read_prompt_file}
 
@@ -288,11 +331,22 @@ def _is_number_list(field: FieldInfo) -> bool:
 
 def option_type(field: FieldInfo) -> Any:
     """Return the type of the option of a field with a text form; None for other fields."""
-    if _is_number_list(field):
+    if _is_number_list(field) or _form_in(LIST_FORMS, field) is not None:
         return str
     if _form_in(FILE_FORMS, field) is not None:
         return Path
     return list[str] if _form_in(TEXT_FORMS, field) is not None or _is_map(field) else None
+
+
+def default_text(field: FieldInfo) -> str | None:
+    """Return the default of a field whose values are one text on the command line, as that text; None without one."""
+    in_one_text = _is_number_list(field) or _form_in(LIST_FORMS, field) is not None
+    if not in_one_text or not field.default:
+        return None
+    return ",".join(
+        f"{value:g}" if isinstance(value, int | float) else "x".join(map(str, value.model_dump().values()))
+        for value in field.default
+    )
 
 
 def read_value(field: FieldInfo, name: str, value: Any) -> Any:
@@ -304,6 +358,7 @@ def read_value(field: FieldInfo, name: str, value: Any) -> Any:
         value: Value of the option as typer returns it.
     """
     form, read_file = _form_in(TEXT_FORMS, field), _form_in(FILE_FORMS, field)
+    read_list, option = _form_in(LIST_FORMS, field), f"--{name.replace('_', '-')}"
     if read_file is not None and isinstance(value, Path):
         return read_file(str(value))
     if form is not None and isinstance(value, list):
@@ -312,10 +367,14 @@ def read_value(field: FieldInfo, name: str, value: Any) -> Any:
         return read_changes(value)
     if find_mark(field, FileFacts) is not None and isinstance(value, list):
         return read_file_facts(value)
+    if find_mark(field, SamplingKeys) is not None and isinstance(value, list):
+        return read_sampling(value, "--set")
     if _is_map(field) and isinstance(value, list):
-        return read_assignments(value, f"--{name.replace('_', '-')}")
+        return read_assignments(value, option)
     if _is_number_list(field) and isinstance(value, str):
-        return read_numbers(value, f"--{name.replace('_', '-')}")
+        return read_numbers(value, option)
+    if read_list is not None and isinstance(value, str):
+        return read_list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -211,6 +211,12 @@ def load_into(model: nn.Module, folder: Path, which: WeightSet) -> None:
         _restore_files(model, folder)
 
 
+def bundled_models() -> dict[str, Path]:
+    """Return the folders of the bundled models by their names."""
+    folder = Path(str(resources.files("unveil"))) / BUNDLED
+    return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
 def resolve_checkpoint(path: Path | str) -> Path:
     """Return the folder with a manifest that a path or name stands for.
 
@@ -221,14 +227,13 @@ def resolve_checkpoint(path: Path | str) -> Path:
     """
     name, path = str(path), Path(path)
     if not path.exists():
-        bundled = Path(str(resources.files("unveil"))) / BUNDLED
-        names = sorted(entry.name for entry in bundled.iterdir()) if bundled.is_dir() else []
-        if name in names:
-            return bundled / name
-        listed = f"; bundled: {', '.join(names)}" if names else ""
+        bundled = bundled_models()
+        if name in bundled:
+            return bundled[name]
+        listed = f"; bundled: {', '.join(bundled)}" if bundled else ""
         others = [file.name for file in list_models("checkpoints")]
         raise WeightsError(
-            f"{name}: no such folder or bundled model{did_you_mean(name, [*names, *others])}{listed}; nothing is "
+            f"{name}: no such folder or bundled model{did_you_mean(name, [*bundled, *others])}{listed}; nothing is "
             "downloaded, so give the path of a local folder or file"
         )
     if path.is_file():

@@ -53,7 +53,11 @@ class Convert(Task):
     ] = Field(default_factory=dict)
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "int8"],
-        info("Number format: float32, bfloat16, float16; int8 with --format ours.", metavar="DTYPE"),
+        info(
+            "Number format: float32, bfloat16, float16; int8 with --format ours.",
+            title="Number format",
+            metavar="DTYPE",
+        ),
     ] = "float32"
 
     def check(self) -> None:

@@ -46,7 +46,13 @@ class DataCheck(Task):
     frames: Annotated[int, info("Number of frames of a training clip.", ge=1, le=4096, advanced=True)] = 16
     fps: Annotated[
         float | None,
-        info("Frame rate in frames per second; each video's own when left out.", gt=0, le=1000, advanced=True),
+        info(
+            "Frame rate in frames per second; each video's own when left out.",
+            title="Frame rate",
+            gt=0,
+            le=1000,
+            advanced=True,
+        ),
     ] = None
     resample: Annotated[
         Literal["none", "nearest", "shown"],

@@ -49,46 +49,78 @@ from unveil.train.run_folder import training_of
 from unveil.types import Item
 
 if TYPE_CHECKING:
-    from unveil.tasks.evaluate import Evaluate
+    from unveil.tasks.evaluate import Evaluate, EvaluationFields
 
 BATCH = 100
 
 
-def evaluation_recipe(task: Evaluate) -> Recipe | AutoencoderRecipe | CaptionerRecipe:
+# Settings of a recipe's section `evaluate` that a field replaces; of several, the one that the section has
+_EVALUATION_KEYS = {"num_samples": ("samples", "num_images"), "prompt_set": ("prompt_sets",), "dtype": ("dtype",)}
+
+
+def evaluation_recipe(
+    task: EvaluationFields, command_name: str = "unveil evaluate"
+) -> Recipe | AutoencoderRecipe | CaptionerRecipe:
     """The recipe that determines what a model is compared with, and how.
 
     Args:
         task: Evaluation, whose model is a path or the name of a bundled model.
+        command_name: Name of the command, for errors.
 
     Raises:
         RecipeError: The recipe is neither given nor in the model's run, or it is of neither a diffusion model of
             pixels nor an autoencoder nor a captioner.
     """
-    changes = dict(task.settings)
-    if task.num_samples is not None:
-        changes["evaluate.samples"] = task.num_samples
-    if task.prompt_set:
-        changes["evaluate.prompt_sets"] = list(task.prompt_set)
-    if task.dtype is not None:
-        changes["evaluate.dtype"] = task.dtype
-    name = task.recipe
-    if name is None:
-        run = _run_of(task.model)
-        if not (run / "recipe.yaml").is_file() and task.model not in recipe_names():
-            raise RecipeError(
-                f"{task.model}: not the folder of a run, so pass --recipe: it names the data to compare with"
-            )
-        name = str(run) if (run / "recipe.yaml").is_file() else task.model
-    recipe = load_recipe(name, changes)
+    name = task.recipe or _recipe_of(task.model)
+    recipe = load_recipe(name, task.settings)
+    if not isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
+        recipe = require_diffusion_recipe(recipe, command_name)
+    changes = _evaluation_changes(task, recipe)
+    if changes:
+        recipe = load_recipe(name, {**task.settings, **changes})
     if isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
         return recipe
-    recipe = require_diffusion_recipe(recipe, "unveil evaluate")
+    recipe = require_diffusion_recipe(recipe, command_name)
     if recipe.key == data.LATENTS:
         raise RecipeError(
             f"{recipe.name}: generates latents, and without the autoencoder that decodes them into images there is "
             "nothing to compare; the validation loss is in the run's metrics.jsonl"
         )
     return recipe
+
+
+def _recipe_of(model: str) -> str:
+    """Return the recipe of a model: that of its run, or the bundled one of its name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    run = _run_of(model)
+    if (run / "recipe.yaml").is_file():
+        return str(run)
+    bundled = model_folder.bundled_models()
+    name = run.name if bundled.get(run.name) == run else model  # on a server the name of a bundled model is its path
+    if name not in recipe_names():
+        raise RecipeError(f"{model}: not the folder of a run, so pass --recipe: it names the data to compare with")
+    return name
+
+
+def _evaluation_changes(task: EvaluationFields, recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> dict[str, Any]:
+    """Return the changes of a recipe that the fields of an evaluation make.
+
+    Raises:
+        RecipeError: The evaluation of this kind of recipe has no such setting.
+    """
+    changes: dict[str, Any] = {}
+    for field, value in task.evaluation_values().items():
+        key = next((key for key in _EVALUATION_KEYS[field] if key in type(recipe.evaluate).model_fields), None)
+        if key is None:
+            raise RecipeError(
+                f"--{field.replace('_', '-')}: the evaluation of a recipe of kind {recipe.kind} has no such setting; "
+                "leave it out"
+            )
+        changes[f"evaluate.{key}"] = value
+    return changes
 
 
 def _run_of(model: str) -> Path:

@@ -84,6 +84,11 @@ class RecipeKeys:
 
 
 @dataclass(frozen=True)
+class SamplingKeys:
+    """Marks sampling settings by name; a command line writes each as KEY=VALUE, such as steps=24."""
+
+
+@dataclass(frozen=True)
 class Repeated:
     """Marks a field of one or more values, whose option may be repeated."""
 

@@ -106,6 +106,7 @@ class InspectSchedule(Task):
         int,
         info(
             "Number of held-out images that the bound is measured on.",
+            title="Number of images",
             flags=["--num-images", "-n"],
             le=10_000,
         ),

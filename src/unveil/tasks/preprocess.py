@@ -105,7 +105,7 @@ class Segments(Detector):
     name: ClassVar[str] = "preprocess-segments"
 
     scale: Annotated[float, info("Scale of the segments; larger makes larger segments.")] = 100.0
-    min_size: Annotated[int, info("Size of the smallest segment, in pixels.", unit="px")] = 50
+    min_size: Annotated[int, info("Size of the smallest segment, in pixels.", title="Minimum size", unit="px")] = 50
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the preprocessor."""

@@ -134,6 +134,46 @@ _BUNDLED = {
             "Evaluate a model: metrics with their protocol, images and plots, as report.json and report.html.",
         ),
         (
+            "analyze-samplers",
+            "unveil.analysis.task:AnalyzeSamplers",
+            "Measure every sampler on a model: error against NFE, order, cost, as samplers.html and .json.",
+        ),
+        (
+            "analyze-guidance",
+            "unveil.analysis.task:AnalyzeGuidance",
+            "Evaluate a model at several guidance scales: fidelity against diversity, as guidance.html and .json.",
+        ),
+        (
+            "analyze-inverse",
+            "unveil.analysis.task:AnalyzeInverse",
+            "Restore images from measurements: inpainting, super-resolution, deblurring, colourization.",
+        ),
+        (
+            "analyze-vit",
+            "unveil.analysis.task:AnalyzeViT",
+            "Train a ViT in several sizes on several amounts of data: accuracy as vit.html and vit.json.",
+        ),
+        (
+            "analyze-video-tasks",
+            "unveil.analysis.task:AnalyzeVideoTasks",
+            "Benchmark a video model beyond text-to-video, by Sora's list of tasks.",
+        ),
+        (
+            "analyze-prompts",
+            "unveil.analysis.task:AnalyzePrompts",
+            "Benchmark how a video model follows prompts, by kind of prompt.",
+        ),
+        (
+            "analyze-physics",
+            "unveil.analysis.task:AnalyzePhysics",
+            "Benchmark what a video model knows about the world: permanence, space, actions, rules, motion.",
+        ),
+        (
+            "analyze-detector",
+            "unveil.analysis.task:AnalyzeDetector",
+            "Measure the detector on real videos, before and after H.264: the ceiling of every score of a video model.",
+        ),
+        (
             "reproduce",
             "unveil.reproduce.task:Reproduce",
             "Reproduce a paper's claim as a small experiment with a computed verdict.",

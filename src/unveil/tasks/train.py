@@ -61,7 +61,9 @@ class Train(Task):
     dry_run: Annotated[bool, info("Measure one step and estimate shapes, memory, disk and time.", advanced=True)] = (
         False
     )
-    print_config: Annotated[bool, info("Print the whole recipe and stop.", advanced=True)] = False
+    print_config: Annotated[bool, info("Print the whole recipe and stop.", title="Print the recipe", advanced=True)] = (
+        False
+    )
 
     def run(self, context: TaskContext) -> TaskResult:
         """Train, or resume the run."""

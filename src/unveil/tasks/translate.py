@@ -29,7 +29,10 @@ class Translate(Task):
     ] = ()
     file: Annotated[LocalFile | None, info("File of more texts, one per line.", metavar="FILE")] = None
     num_beams: Annotated[
-        int | None, info("Number of beams; 1 is greedy decoding; that of the recipe when left out.", le=100)
+        int | None,
+        info(
+            "Number of beams; 1 is greedy decoding; that of the recipe when left out.", title="Number of beams", le=100
+        ),
     ] = None
     length_penalty: Annotated[
         float | None,

@@ -150,6 +150,45 @@ def test_the_log_of_a_command_is_served_while_it_runs_and_after(begin: Begin):
     assert server.ask("GET", f"/v1/jobs/{id}/log").status == 404
 
 
+@pytest.mark.slow
+def test_an_analysis_is_a_job_with_a_page_and_its_numbers(real: Server):
+    fields = {"model": "ddpm-digits", "calls": [2, 4], "num_samples": 2, "only": ["ddim", "heun"]}
+    accepted = real.ask("POST", "/v1/tasks/analyze-samplers", fields)
+    assert accepted.status == 202, accepted.body
+    job = real.until(accepted.json["id"], "completed", "failed")
+    assert job["status"] == "completed", job["error"]
+    outputs = {output["name"]: output["url"] for output in job["outputs"]}
+    assert set(outputs) == {"log.txt", "samplers.html", "samplers.json"}
+    record = real.ask("GET", outputs["samplers.json"]).json
+    assert [sampler["name"] for sampler in record["samplers"]] == ["ddim", "heun"]
+    assert (record["settings"]["calls"], record["settings"]["count"]) == ([2, 4], 2)
+    assert b"Samples at 4 NFE" in real.ask("GET", outputs["samplers.html"]).body
+    assert "distance at 4 NFE" in real.ask("GET", f"/v1/jobs/{job['id']}/log").body.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("samplers", {"model": "ddpm-digits", "calls": [4, 2]}, "give rising numbers"),
+        ("samplers", {"model": "ddpm-digits", "calls": []}, "give rising numbers"),
+        ("samplers", {"model": "ddpm-digits", "only": ["heunn"]}, "nearest: 'heun'"),
+        ("guidance", {"model": "ddpm-digits", "scales": [3, 1]}, "write rising numbers"),
+        ("vit", {"sizes": [{"depth": 1, "width": 16}, {"depth": 1, "width": 16}]}, "write different sizes"),
+        ("vit", {"sizes": ["1x16"]}, "sizes"),
+        ("video-tasks", {"model": "playground-video", "only": ["picture"]}, "is now named 'image'"),
+        ("video-tasks", {"model": "playground-video", "sizes": [{"width": 48, "height": 24}]}, "frames: missing"),
+        ("prompts", {"model": "playground-video", "only": ["colours"]}, "nearest: 'colour'"),
+        ("physics", {"model": "playground-video", "sampling": {"stepps": 2}}, "nearest: 'steps'"),
+        ("physics", {"model": "playground-video", "compare_with": ["world.json"]}, "a path of the server's machine"),
+        ("detector", {"num_videos": 3}, "count = 3: at least"),
+    ],
+)
+def test_an_analysis_is_checked_before_it_is_queued(begin: Begin, name: str, fields: dict[str, Any], message: str):
+    refused = begin().ask("POST", f"/v1/tasks/analyze-{name}", fields)
+    assert refused.status in (400, 422)
+    assert message in refused.json["error"]["message"]
+
+
 def test_a_damaged_database_is_reported_and_no_job_is_accepted(begin: Begin, monkeypatch):
     server = begin()
     monkeypatch.setattr(server.service.workers, "damaged", True)

@@ -203,5 +203,10 @@ def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "data-check", {"folder": text}
     yield "evaluate", {"model": text}
     yield "evaluate", {"model": "ddpm-digits", "recipe": text}
+    yield "analyze-guidance", {"model": text}
+    yield "analyze-guidance", {"model": "ddpm-digits", "recipe": text}
+    yield "analyze-guidance", {"model": "ddpm-digits", "feature_weights": text}
+    yield "analyze-vit", {"recipe": text}
+    yield "analyze-physics", {"model": "playground-video", "compare_with": [text]}
     yield "convert", {"source": text, "output": "c"}
     yield "convert", {"source": "ddpm-digits", "output": f"{text}/x"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,42 @@ def test_a_run_is_trained_sampled_and_evaluated_by_its_name(queue, results, work
     judged = done(queue, worker, EVALUATE, model="mine", num_samples=8)
     assert judged.error is None
     assert {"log.txt", "report.html", "report.json"} <= set(judged.outputs)
+
+
+VIT = {
+    "settings": {"data.kind": "digits", "network.size": 8, "network.patch": 2, "network.hidden_size": 16},
+    "sizes": [{"depth": 1, "width": 16}],
+    "amounts": [40],
+    "steps": 1,
+}
+VIT["settings"] |= {"network.heads": 1, "network.stem": "patches", "train.batch_size": 32, "train.translate": 0}
+VIT["settings"] |= {"train.random_flip": False, "train.precision": "float32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "request_", "files"),
+    [
+        (EVALUATE, {"model": "ddpm-digits", "num_samples": 70, "settings": {"sample.steps": 2}}, "report"),
+        ("analyze-inverse", {"model": "ddpm-digits", "num_images": 2, "steps": 2}, "inverse"),
+        ("analyze-detector", {"num_videos": 10}, "detector"),
+        ("analyze-vit", VIT, "vit"),
+    ],
+)
+def test_a_report_has_a_page_and_its_numbers(queue, results, worker, kind: str, request_: dict[str, Any], files: str):
+    """A bundled model has the recipe of its name; folders beside the files are not outputs."""
+    job = done(queue, worker, kind, **request_)
+    assert job.error is None
+    assert job.outputs == tuple(sorted((LOG, f"{files}.html", f"{files}.json")))
+    assert results.file(job.id, LOG).read_text().splitlines()[-1] == f"{files}.html"
+
+
+@pytest.mark.slow
+def test_a_claim_is_reproduced(queue, results, worker):
+    job = done(queue, worker, "reproduce", claim="ddim-consistency", quick=True)
+    assert job.error is None
+    assert {LOG, "ddim-consistency.json", "ddim-consistency.md"} <= set(job.outputs)
+    assert json.loads(results.file(job.id, "ddim-consistency.json").read_text())["name"] == "ddim-consistency"
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import resources
 from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -249,9 +248,8 @@ def _new_file(subfolder: model_folder.Subfolder, name: str) -> Path:
 
 
 def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
-    folder = Path(str(resources.files("unveil"))) / model_folder.BUNDLED
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [CatalogEntry(path.name, path, "bundled") for path in paths if (path / marker).is_file()]
+    models = model_folder.bundled_models()
+    return [CatalogEntry(name, path, "bundled") for name, path in models.items() if (path / marker).is_file()]
 
 
 def _contains(folder: Path, marker: str) -> bool:

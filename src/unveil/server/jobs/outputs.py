@@ -81,7 +81,7 @@ class JobOutputs:
         with staged(self.folder_of(job.id)) as part:
             part.mkdir()
             yield part
-            outputs = tuple(sorted(path.name for path in part.iterdir()))
+            outputs = tuple(sorted(path.name for path in part.iterdir() if path.is_file()))
             for name in outputs:
                 sync_file(part / name)
             ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)

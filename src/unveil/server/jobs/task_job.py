@@ -260,7 +260,7 @@ def check_server_values(task: Task) -> None:
     """
     for name, field in type(task).model_fields.items():
         value, mark = getattr(task, name), field_mark(field)
-        if find_mark(field, LocalPath) is not None and value is not None:
+        if find_mark(field, LocalPath) is not None and value:
             raise RecipeError(f"request: {name}: a path of the server's machine; leave it out")
         if find_mark(field, RecipeKeys) is not None:
             _check_changes(name, value or {})

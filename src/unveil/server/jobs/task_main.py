@@ -71,7 +71,7 @@ def run_order(order: Mapping[str, Any], reports: TaskReports) -> None:
     if task.makes == "text":
         write_result(Path(order["out"]), result.facts)
     if result.facts or result.text:
-        console.result(result.facts, result.text)
+        console.result(result.facts, result.text.replace(f"{order['out']}{os.sep}", ""))  # the folder has another name
 
 
 def main(descriptor: int) -> int:
