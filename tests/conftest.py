@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are collected: a third of that time would be searches for garbage that is not there
 
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file of tests, made by --record-durations
 LEFT_TO_RELEASES = ("release", "timed")  # markers of what `make test` leaves to `make test-all`
@@ -45,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU; torch finds none"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on."""
+    gc.enable()
 
 
 class Reports:
