@@ -101,17 +101,25 @@ def _curves(path: Path, title: str, lines: Sequence[Mapping[str, Any]], curves: 
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
+    # the layout engine takes most of the time of a plot, and only a legend has a width that is not known
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained" if len(curves) > 1 else None)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    if len(curves) == 1:
+        figure.subplots_adjust(left=0.11, right=0.98, bottom=0.11, top=0.93)
     colours = matplotlib.colormaps["viridis"]
     x = [line["step"] for line in lines]
-    for number, (name, y) in enumerate(curves.items()):
-        colour = "black" if name in ("loss", "mean") else colours(number / max(len(curves) - 1, 1))
+    for place, (name, y) in enumerate(curves.items()):
+        colour = "black" if name in ("loss", "mean") else colours(place / max(len(curves) - 1, 1))
         axes.plot(x, y, label=name, color=colour, linewidth=1, marker="." if len(x) < 20 else None)
     if all(value > 0 for y in curves.values() for value in y if not math.isnan(value)):
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        number = FuncFormatter(lambda y, _: f"{y:g}")  # 0.6 is easier to read, and to lay out, than a power of ten
+        axes.yaxis.set_major_formatter(number)
+        axes.yaxis.set_minor_formatter(number if high < 10 * low else NullFormatter())
     axes.set(title=title, xlabel="optimiser steps")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
