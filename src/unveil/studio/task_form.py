@@ -149,7 +149,10 @@ class TaskForm:
         if get_origin(kind) is dict:
             return gr.Textbox(lines=2, **shown), lambda text: self._typed.settings(text, label) or None
         if _is_repeated(field):
-            return gr.Textbox(lines=2 if extra.get("widget") == "text" else 1, **shown), _lines
+            usual: Any = field.default if isinstance(field.default, tuple) else ()
+            values = [f"{value:g}" for value in usual if isinstance(value, int | float)]
+            lines = max(2 if extra.get("widget") == "text" else 1, len(values))
+            return gr.Textbox(lines=lines, placeholder="\n".join(values), **shown), _lines
         if kind in (int, float) and low is not None and high is not None and extra.get("widget") == "slider":
             step = 1 if kind is int else 0.05
             return gr.Slider(low, high, value=default, step=step, **shown), kind
