@@ -141,7 +141,7 @@ class Denoiser(nn.Module):
         self.process = process
         self.prediction = prediction
         self.learns_variance = learns_variance
-        # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
+        # a schedule's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
         self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, float, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:

@@ -233,6 +233,6 @@ def _ratio(level: NoiseLevel) -> Tensor:
     if bool((level.alpha == 0).any()):
         raise RecipeError(
             f"at t = {level.t} alpha is 0 and sigma / alpha, by which this preconditioning tells its network the "
-            "level, infinite; begin the grid at a level with alpha > 0, or use another prediction"
+            "level, infinite; begin the schedule at a level with alpha > 0, or use another prediction"
         )
     return level.sigma / level.alpha

@@ -125,7 +125,7 @@ def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     if bool((lost | ~det.isfinite() | ((det == 0) & nothing)).any()):
         raise RecipeError(
             f"at t = {level.t} (alpha = {level.alpha}, sigma = {level.sigma}) this prediction does not determine x0; "
-            "end the grid elsewhere, or predict x0 or v"
+            "end the schedule elsewhere, or predict x0 or v"
         )
     # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
     return Solution(

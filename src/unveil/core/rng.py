@@ -130,7 +130,7 @@ class BrownianPath:
     A run of 20 steps and one of 200 get increments of the same path, so that their samples agree as far as
     the steps' own error. The path's clock is the share of signal, c = alpha^2 / (alpha^2 + sigma^2), the same
     under every process. Its nodes halve the interval of u = sqrt(alpha) / (sqrt(alpha) + sqrt(sigma)), in
-    which the usual grids are nearly even; each node's number comes from `streams` alone, so neither the order
+    which the usual schedules are nearly even; each node's number comes from `streams` alone, so neither the order
     nor the number of calls matters. Below 2^-depth the path is a straight line.
 
     Args:

@@ -31,13 +31,13 @@ class Schedule(Sequence[NoiseLevel]):
         self._levels = list(levels)
         if len(self._levels) < 2:
             raise RecipeError(
-                f"a grid of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
+                f"a schedule of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
             )
         falls = _falls(*self.steps).tolist()
         if not all(falls):
             k = falls.index(False)
             raise RecipeError(
-                f"a grid goes from noise to data: level {k + 1} (t = {self._levels[k + 1].t}) must be below "
+                f"a schedule goes from noise to data: level {k + 1} (t = {self._levels[k + 1].t}) must be below "
                 f"level {k} (t = {self._levels[k].t})"
             )
 
@@ -60,7 +60,7 @@ class Schedule(Sequence[NoiseLevel]):
         return NoiseLevel(*(part[:-1] for part in self.table)), NoiseLevel(*(part[1:] for part in self.table))
 
     def at(self, half_log_snr: Tensor | float) -> NoiseLevel:
-        """A level between or beyond the grid's own, by its log(alpha / sigma); infinity is clean data.
+        """A level between or beyond the schedule's own, by its log(alpha / sigma); infinity is clean data.
 
         Raises:
             RecipeError: the process does not reach it.
@@ -76,7 +76,7 @@ class Schedule(Sequence[NoiseLevel]):
         return like(self.process.prior(self._levels[0]), noise) * noise
 
     def onto_data(self) -> Schedule:
-        """The grid with clean data as its last level, where it does not end there already."""
+        """The schedule with clean data as its last level, where it does not end there already."""
         last = self._levels[-1]
         if bool((last.sigma == 0).all()):
             return self
@@ -84,7 +84,7 @@ class Schedule(Sequence[NoiseLevel]):
         return Schedule(self.process, [*self._levels, clean])
 
     def map(self, change: Callable[[NoiseLevel], NoiseLevel]) -> Schedule:
-        """The grid with every level changed, for example by `process.partly`."""
+        """The schedule with every level changed, for example by `process.partly`."""
         return Schedule(self.process, map(change, self._levels))
 
 
@@ -184,7 +184,7 @@ def uniform(process: Process, steps: int) -> Schedule:
 
     Args:
         process: any.
-        steps: network calls, at least 1; the grid has steps + 1 levels.
+        steps: network calls, at least 1; the schedule has steps + 1 levels.
 
     Raises:
         RecipeError: steps below 1.
@@ -213,7 +213,9 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Sched
     """
     check_steps(steps)
     if steps > fine:
-        raise RecipeError(f"steps = {steps}: this grid follows a run of {fine} steps, so at most {fine}; raise fine=")
+        raise RecipeError(
+            f"steps = {steps}: this schedule follows a run of {fine} steps, so at most {fine}; raise fine="
+        )
     slow = steps // 2
     rest = steps - slow
     bend = (1 - steps / fine) / rest**2
@@ -238,7 +240,7 @@ def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
         if not 0 <= sigma < math.inf:
             raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
         if k and sigma >= sigmas[k - 1]:
-            raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
+            raise RecipeError(f"sigma {k} = {sigma}: a schedule goes from noise to data, so below {sigmas[k - 1]}")
     return Schedule(process, levels_at_lambda(process, [-math.log(s) if s else math.inf for s in sigmas]))
 
 
@@ -254,7 +256,7 @@ def karras(
 
     Args:
         process: any.
-        steps: network calls, at least 1; the grid has steps + 1 levels.
+        steps: network calls, at least 1; the schedule has steps + 1 levels.
         sigma_min: sigma / alpha of the last call; None: where training of the process begins.
         sigma_max: sigma / alpha of the first call; None: that of t = 1.
         rho: above 0; larger puts more levels near the data, 1 is even in sigma / alpha.
@@ -505,7 +507,7 @@ def _of_sigmas(process: Process, sigmas: Sequence[float]) -> list[NoiseLevel]:
     return levels_at_lambda(process, [math.log((1 - sigma) / sigma) for sigma in sigmas])
 
 
-GRIDS: dict[str, Callable[[Process, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[[Process, int], Schedule]] = {
     "uniform": uniform,
     "uniform-log-snr": uniform_log_snr,
     "linear-quadratic": linear_quadratic,
@@ -529,8 +531,8 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
 
 
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
-    """A grid by its name, ours or that of another program, or by a respacing string, which holds its own step count."""
-    schedules = GRIDS | SCHEDULED
+    """Return the schedule of a name, ours or foreign, or of a respacing string, which contains its number of steps."""
+    schedules = SCHEDULES | SCHEDULED
     if spacing not in schedules:
         spacing = foreign_names.schedule(spacing, schedules)
     if spacing in schedules:
@@ -567,8 +569,8 @@ def _noisiest(process: Process) -> float:
     level = process.at(1.0)
     if level.alpha == 0:
         raise RecipeError(
-            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
-            "(sigma_max, or low), or use the grid 'uniform'"
+            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this schedule a noisy "
+            "end (sigma_max, or low), or use the schedule 'uniform'"
         )
     return float(level.sigma / level.alpha)
 
@@ -581,7 +583,9 @@ def _cleanest(process: Process) -> float:
 
 def _discrete(process: Process) -> DiscreteVP:
     if not isinstance(process, DiscreteVP):
-        raise RecipeError(f"{type(process).__name__} has no indices; use grids.uniform or another continuous grid")
+        raise RecipeError(
+            f"{type(process).__name__} has no indices; use schedules.uniform or another continuous schedule"
+        )
     return process
 
 

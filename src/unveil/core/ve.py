@@ -132,7 +132,7 @@ class EDMProcess:
     a preconditioning makes log(sigma) / 4 or another number of it.
 
     Args:
-        sigma_min: the cleanest level that grids and training use.
+        sigma_min: the cleanest level that schedules and training use.
         sigma_max: the noisiest, t = 1.
 
     Raises:
@@ -193,7 +193,7 @@ def _geometric_t(half_log_snr: Tensor | float, low: float, high: float) -> Tenso
     if bool(beyond.any()):
         raise RecipeError(
             f"log(alpha / sigma) = {half_log_snr[beyond][0]}: this schedule ends at {-math.log(low):.4g}, "
-            f"sigma = {low:g}; clean data, where a grid may end, lies beyond"
+            f"sigma = {low:g}; clean data, where a schedule may end, lies beyond"
         )
     return t.clamp(min=0)
 

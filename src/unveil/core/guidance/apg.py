@@ -109,7 +109,7 @@ def cfg_zero(
         conditional: with the condition.
         null: without it.
         scale: as in `cfg`.
-        still_from: levels of t at and above have velocity 0; 1.0 is the first call of a grid that starts at t = 1,
+        still_from: levels of t at and above have velocity 0; 1.0 is the first call of a schedule that starts at t = 1,
             the paper's 4 % of the steps is 0.96. Above 1 there is none.
         of: the quantity that is guided, the paper's velocity; `prediction.eps` for models of noise.
 

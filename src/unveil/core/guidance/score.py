@@ -2,7 +2,7 @@
 
 A score goes into a sampler by one of the two forms of Dhariwal & Nichol 2021 (arXiv:2105.05233):
 
-    ancestral(grid, shift=gradient(score, 2.0))     # algorithm 1: the mean moves by the variance times the gradient
+    ancestral(schedule, shift=gradient(score, 2.0))     # algorithm 1: the mean moves by the variance times the gradient
     steer(step, gradient(score, 2.0))               # algorithm 2: eps - sigma gradient, for any sampler
 """
 
@@ -33,7 +33,7 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
     """The step whose noise is eps - sigma shift(x, level): the score of the data times what the shift stands for.
 
     Where alpha = 0 x holds nothing whose gradient could say where x0 is, and the estimate stays as it is: begin the
-    grid just below, where it matters.
+    schedule just below, where it matters.
 
     Args:
         step: the step to guide.

@@ -20,7 +20,7 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
     It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
 
     Args:
-        plan: of one call per step; the published one is `ancestral(grid)`.
+        plan: of one call per step; the published one is `ancestral(schedule)`.
         measure: of clean images (B, ...), differentiable; an `Operator` is one.
         y: what was measured, as `measure` gives it.
         scale: of the step. The paper's zeta' is half of it, the published code's 0.3 to 1 are this number.

@@ -22,7 +22,7 @@ from unveil.types import NoiseLevel, like
 def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held.
 
-    With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
+    With samplers of one call per step a schedule that ends at the data gives back bit by bit what is known for sure;
     `paste` does so for all. In parts that are held a run begins at what is known, noised to the first level (`noised`).
 
     Args:

@@ -12,17 +12,17 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel, like
 
 
-def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
-    """The rest of a grid from t = start on, and the image noised to where it begins: `run(ddim(rest), step, x)`.
+def sdedit(schedule: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
+    """The rest of a schedule from t = start on, and the image noised to where it begins: `run(ddim(rest), step, x)`.
 
     The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
     not depend on the number of steps.
 
     Args:
-        grid: from noise to data.
+        schedule: from noise to data.
         pixels: what to edit, (B, ...).
         noise: standard normal, of the same shape.
-        start: t in (0, 1]; near 0 keeps the image, 1 is the whole grid.
+        start: t in (0, 1]; near 0 keeps the image, 1 is the whole schedule.
 
     Raises:
         RecipeError: start outside (0, 1].
@@ -32,19 +32,19 @@ def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple
     """
     if not 0 < start <= 1:
         raise RecipeError(f"start = {start}: must lie in (0, 1]; near 0 keeps the image, 1 is noise alone")
-    process = grid.process
+    process = schedule.process
     if isinstance(process, DiscreteVP):
         start = math.ceil(start * process.steps - 1e-9) / process.steps
-    rest = list(grid)
+    rest = list(schedule)
     if start < float(rest[0].t) - 1e-9:
         rest = [process.at(start), *(level for level in rest if float(level.t) < start - 1e-9)]
     return Schedule(process, rest), add_noise(rest[0], pixels, noise)
 
 
-def share_of(grid: Schedule, strength: float) -> Schedule | None:
-    """The last steps of a grid that an edit of this strength runs: the whole part of steps * strength.
+def share_of(schedule: Schedule, strength: float) -> Schedule | None:
+    """The last steps of a schedule that an edit of this strength runs: the whole part of steps * strength.
 
-    Their number is counted as Stable Diffusion's programs do, and the levels are the grid's own, so that strength
+    Their number is counted as Stable Diffusion's programs do, and the levels are the schedule's own, so that strength
     moves from step to step. None: no step is left to run.
 
     Raises:
@@ -52,9 +52,9 @@ def share_of(grid: Schedule, strength: float) -> Schedule | None:
     """
     if not 0 <= strength <= 1:
         raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the image, 1 is generation")
-    steps = len(grid) - 1
+    steps = len(schedule) - 1
     remaining = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
-    return Schedule(grid.process, grid[steps - remaining :]) if remaining else None
+    return Schedule(schedule.process, schedule[steps - remaining :]) if remaining else None
 
 
 def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:

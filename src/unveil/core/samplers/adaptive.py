@@ -63,7 +63,7 @@ __all__ = [
 
 
 def dpm_adaptive(
-    grid: Schedule,
+    schedule: Schedule,
     order: int = 3,
     *,
     of: Of = "eps",
@@ -76,7 +76,7 @@ def dpm_adaptive(
     """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
 
     Args:
-        grid: only its ends count; steps that touch alpha = 0 or clean data are made at first order.
+        schedule: only its ends count; steps that touch alpha = 0 or clean data are made at first order.
         order: 2 compares with order 1, 3 with order 2.
         of: "eps" is DPM-Solver, "x0" DPM-Solver++.
         tolerance: None: the published one, every sample by itself.
@@ -98,7 +98,9 @@ def dpm_adaptive(
             f"tolerance: absolute = {tolerance.absolute}, relative = {tolerance.relative}; must be above 0, and not "
             "below 0"
         )
-    return AdaptivePlan(grid, EmbeddedPair(order, of, rule, eta, noise_scale), tolerance, control or PIDController())
+    return AdaptivePlan(
+        schedule, EmbeddedPair(order, of, rule, eta, noise_scale), tolerance, control or PIDController()
+    )
 
 
 class EmbeddedPair(NamedTuple):
@@ -155,17 +157,17 @@ class AdaptivePlan:
     `SamplerState.past` is x of the lower order after each sample's last good step, in the tolerance's unit.
     """
 
-    def __init__(self, grid: Schedule, pair: EmbeddedPair, tolerance: Tolerance, control: Controller) -> None:
-        self.grid, self.pair, self.tolerance, self.control = grid, pair, tolerance, control
-        self.start = first_with_signal(grid)
-        self.end = select_level(self.start.sigma > 0, last_noisy(grid), self.start)
-        onto = bool((self.end.sigma != grid[-1].sigma).any())
-        off = bool((self.start.alpha != grid[0].alpha).any())
+    def __init__(self, schedule: Schedule, pair: EmbeddedPair, tolerance: Tolerance, control: Controller) -> None:
+        self.schedule, self.pair, self.tolerance, self.control = schedule, pair, tolerance, control
+        self.start = first_with_signal(schedule)
+        self.end = select_level(self.start.sigma > 0, last_noisy(schedule), self.start)
+        onto = bool((self.end.sigma != schedule[-1].sigma).any())
+        off = bool((self.start.alpha != schedule[0].alpha).any())
         self.opening = (
-            CoefficientTable(stages([grid[0], self.start], pair.of, last_stage_only), pair.of) if off else None
+            CoefficientTable(stages([schedule[0], self.start], pair.of, last_stage_only), pair.of) if off else None
         )
         self.closing = (
-            CoefficientTable(stages([self.end, grid[-1]], pair.of, last_stage_only), pair.of) if onto else None
+            CoefficientTable(stages([self.end, schedule[-1]], pair.of, last_stage_only), pair.of) if onto else None
         )
         self.way = delta_lambda(self.start, self.end)  # 0 in parts of x that do not move
         self.length = self.way.max().item()
@@ -217,7 +219,7 @@ class AdaptivePlan:
         taken = torch.where(moving, torch.minimum(clocks.width, left), 0.0)
         here, there = self._level(clocks.place), self._level(clocks.place + taken)
         down = clamp_level(sigma_down(here, there, pair.eta)[0], self.end) if pair.eta else there
-        inner = (between(self.grid, here, down, i / pair.order) for i in range(1, pair.order))
+        inner = (between(self.schedule, here, down, i / pair.order) for i in range(1, pair.order))
         low, high, estimate = pair.attempt(step, x, [here, *inner, down])
         low_in_unit = self._in_unit(low, there)
         error = self._error(low_in_unit, self._in_unit(high, there), earlier)
@@ -273,7 +275,7 @@ class AdaptivePlan:
         if way.ndim:
             place = place.reshape(-1, *(1,) * (way.ndim - 1))
         wanted = half_log_snr(self.start) + place * (way / (self.length or 1.0))
-        return at_half_log_snr(self.grid, where(way != 0, wanted, math.inf), self.start)
+        return at_half_log_snr(self.schedule, where(way != 0, wanted, math.inf), self.start)
 
     def _in_unit(self, x: Tensor, level: NoiseLevel) -> Tensor:
         return x * like(elementary.safe_divide(1.0, self.tolerance.unit(level), 1.0), x)

@@ -91,13 +91,13 @@ def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     return elementary.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
 
 
-# ---------------------------------------------------------------------- levels between those of a grid
+# ---------------------------------------------------------------------- levels between those of a schedule
 
 
-def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
+def between(schedule: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
     """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
     way = delta_lambda(here, there)
-    return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
+    return at_half_log_snr(schedule, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
 
 
 def half_log_snr(level: NoiseLevel) -> Tensor:
@@ -105,19 +105,21 @@ def half_log_snr(level: NoiseLevel) -> Tensor:
     return elementary.log(elementary.safe_divide(level.alpha, level.sigma, math.inf))
 
 
-def at_half_log_snr(grid: Schedule, wanted: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
-    """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
+def at_half_log_snr(schedule: Schedule, wanted: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
+    """The levels of the schedule's process at these half log-SNRs, and `otherwise` where they are not finite.
 
-    Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the grid.
+    Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the schedule.
     """
     finite = wanted.isfinite()
     if not bool(finite.any()):
         return otherwise
     if not wanted.ndim:
-        return grid.at(wanted)
-    times = grid.process.t_of(torch.where(finite, wanted, wanted[finite][0]))
-    latest = grid[0].t.max().item()
-    return select_level(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
+        return schedule.at(wanted)
+    times = schedule.process.t_of(torch.where(finite, wanted, wanted[finite][0]))
+    latest = schedule[0].t.max().item()
+    return select_level(
+        finite, schedule.process.at(times.clamp(0, max(latest, 1.0))), otherwise
+    )  # rounded beyond the ends
 
 
 # ---------------------------------------------------------------------- weights
@@ -265,9 +267,9 @@ def steps_ago(column: Tensor, count: int) -> Tensor:
     return torch.cat([torch.zeros_like(column[:count]), column[:-count]])
 
 
-def steps_left(grid: Schedule) -> Tensor:
+def steps_left(schedule: Schedule) -> Tensor:
     """For each level how many steps there are from it to the end, without those that stand still."""
-    here, there = grid.steps
+    here, there = schedule.steps
     moves = (here.sigma != there.sigma).double()
     return torch.cat([moves, torch.zeros_like(moves[:1])]).flip(0).cumsum(0).flip(0)
 

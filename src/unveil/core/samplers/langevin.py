@@ -24,14 +24,14 @@ from unveil.types import NoiseLevel, like
 # ---------------------------------------------------------------------- Langevin at given levels
 
 
-def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
-    """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
+def annealed_langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
+    """Langevin dynamics at every noisy level of a schedule in turn, so that modes mix while there is much noise.
 
-    Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
+    Where the schedule ends with clean data, the last call's estimate of x0 is the sample; a schedule that ends before
     (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
 
     Args:
-        grid: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
+        schedule: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
         each: network calls at each noisy level.
         size: of a step against the level's variance, inside (0, 1): it adds size sigma^2 score and
             sqrt(2 size) sigma noise, where Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2.
@@ -43,34 +43,34 @@ def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> Co
     Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600), whose epsilon of 2e-5 at sigma_L = 0.01 is size 0.1;
         the last call: Jolicoeur-Martineau et al. 2020, section 3.1 (arXiv:2009.05475).
     """
-    return CoefficientTable(_dynamics(grid, list(grid), each, size))
+    return CoefficientTable(_dynamics(schedule, list(schedule), each, size))
 
 
-def langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
+def langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
     """Langevin dynamics at the cleanest noisy level alone, with as many calls as `annealed_langevin` would make.
 
-    It starts where the grid does. Modes that lie further apart than that level's noise do not mix.
+    It starts where the schedule does. Modes that lie further apart than that level's noise do not mix.
 
     Source: Song & Ermon 2019, eq. 4 (arXiv:1907.05600). Arguments and errors are those of `annealed_langevin`.
     """
-    last = grid[0]
-    for level in grid:
+    last = schedule[0]
+    for level in schedule:
         last = NoiseLevel(*(where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
-    rows = _dynamics(grid, [last] * len(grid), each, size)
-    return CoefficientTable([StepRow(None, last.alpha / grid[0].alpha), *rows])
+    rows = _dynamics(schedule, [last] * len(schedule), each, size)
+    return CoefficientTable([StepRow(None, last.alpha / schedule[0].alpha), *rows])
 
 
-def ncsnpp_step_size(grid: Schedule, each: int) -> float:
+def ncsnpp_step_size(schedule: Schedule, each: int) -> float:
     """The size of step with which `each` steps at a level come nearest to its variance from that of the level before.
 
     Args:
-        grid: geometric in sigma / alpha; its first two levels are looked at.
+        schedule: geometric in sigma / alpha; its first two levels are looked at.
         each: calls at each level.
 
     Source: Song & Ermon 2020, proposition 3 and technique 4 (arXiv:2006.09011): epsilon 6.2e-6 at sigma_L = 0.01,
         5 calls at each of 232 levels, is size 0.062.
     """
-    first, second = (float(level.sigma / level.alpha) for level in grid[:2])
+    first, second = (float(level.sigma / level.alpha) for level in schedule[:2])
     size = torch.logspace(-5, 0, 20001, dtype=torch.float64)[:-1]
     settled = 1 / (1 - size / 2)  # the variance that never-ending steps of this size leave, against the level's
     left = (1 - size) ** (2 * each) * ((first / second) ** 2 - settled) + settled
@@ -78,39 +78,39 @@ def ncsnpp_step_size(grid: Schedule, each: int) -> float:
 
 
 @level_by_level()
-def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
-    """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
+def _dynamics(schedule: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
+    """`each` calls at levels[k] for every level k of the schedule, the last of them going on to levels[k + 1].
 
     Parts with levels of their own are moved while they are at a level that they will leave, or have come to stay at.
     """
     if each < 1 or not 0 < size < 1:
         raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
-    table = grid.table
+    table = schedule.table
     lost = table.alpha == 0
     if bool(lost.any()):
         raise RecipeError(
             f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {table.t[lost][0]}; begin "
-            "the grid at a level with alpha > 0"
+            "the schedule at a level with alpha > 0"
         )
-    moved, called = _moved(grid), stacked(levels)
+    moved, called = _moved(schedule), stacked(levels)
     share = size * moved.double()
     columns = 1 - share, share * called.alpha, elementary.sqrt(2 * share) * called.sigma
     staying = _rows(levels, columns)
     ratio = called.alpha[1:] / called.alpha[:-1]
     keep, gain, noise = (ratio * column[:-1] for column in columns)
-    going = _rows(levels[:-1], _landing((keep, gain, noise), *grid.steps))
+    going = _rows(levels[:-1], _landing((keep, gain, noise), *schedule.steps))
     rows = [row for row, last in zip(staying, going, strict=False) for row in [row] * (each - 1) + [last]]
     return rows + [staying[-1]] * (each if bool(moved[-1].any()) else 0)
 
 
-def _moved(grid: Schedule) -> Tensor:
-    """True for the levels that are noisy, and left at the next, or come to for the rest of the grid."""
-    here, there = grid.steps
+def _moved(schedule: Schedule) -> Tensor:
+    """True for the levels that are noisy, and left at the next, or come to for the rest of the schedule."""
+    here, there = schedule.steps
     leaves = ~_same(here, there)
     never = torch.zeros_like(leaves[:1])
-    clean = NoiseLevel(*(part[-1:] for part in grid.table))
-    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(grid.table, clean)
-    return (left | come) & (grid.table.sigma > 0)
+    clean = NoiseLevel(*(part[-1:] for part in schedule.table))
+    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(schedule.table, clean)
+    return (left | come) & (schedule.table.sigma > 0)
 
 
 _Columns = tuple[Tensor, Tensor, Tensor]  # of rows: keep, the gain and the noise
@@ -138,35 +138,35 @@ def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:
 
 
 @level_by_level()
-def euler_maruyama(grid: Schedule) -> CoefficientTable:
+def euler_maruyama(schedule: Schedule) -> CoefficientTable:
     """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
 
     The step onto clean data takes the estimate of x0 and adds no noise.
 
     Args:
-        grid: from noise to data, alpha above 0 where it begins: f is infinite otherwise.
+        schedule: from noise to data, alpha above 0 where it begins: f is infinite otherwise.
 
     Raises:
         RecipeError: alpha = 0 at a level that is called.
 
     Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     lost = here.alpha == 0
     if bool(lost.any()):
         raise RecipeError(
-            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
-            "alpha > 0, or use the sampler reverse-diffusion"
+            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the schedule at a level "
+            "with alpha > 0, or use the sampler reverse-diffusion"
         )
     width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
     keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
     noise = elementary.sqrt(-1.0 * width) * sde.diffusion(here)
     columns = _landing((keep, -1.0 * width * rate * here.alpha, noise), here, there)
-    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
+    return CoefficientTable(_rows(schedule[:-1], columns, list(pairwise(schedule))))
 
 
 @level_by_level()
-def reverse_diffusion(grid: Schedule) -> CoefficientTable:
+def reverse_diffusion(schedule: Schedule) -> CoefficientTable:
     """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
 
     a = alpha_t / alpha_s carries x forward and beta is the variance that is added on the way. The step onto clean
@@ -174,11 +174,11 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 46 and appendix E (arXiv:2011.13456).
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     ratio, beta = _forward(here, there)
     share = elementary.safe_divide(beta, elementary.square(here.sigma), 0.0)
     columns = _landing((2 - ratio - share, share * here.alpha, elementary.sqrt(beta)), here, there)
-    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
+    return CoefficientTable(_rows(schedule[:-1], columns, list(pairwise(schedule))))
 
 
 def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ class PredictorCorrectorPlan:
 
 
 def predictor_corrector(
-    grid: Schedule,
+    schedule: Schedule,
     *,
     predictor: Callable[[Schedule], Plan] = reverse_diffusion,
     snr: float = 0.16,
@@ -295,20 +295,20 @@ def predictor_corrector(
     """Langevin corrections at each level, then a step to the next one.
 
     Args:
-        grid: from noise to data.
+        schedule: from noise to data.
         predictor: `euler_maruyama`, `reverse_diffusion`, `ancestral` or another sampler that is a table.
         snr: of the corrector; smaller for more cautious steps.
         corrections: at each level, a network call each.
 
     Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `LangevinPlan`.
     """
-    table = predictor(grid)
-    if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
+    table = predictor(schedule)
+    if not isinstance(table, CoefficientTable) or len(table) != len(schedule) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
-    here, there = grid.steps
+    here, there = schedule.steps
     with level_by_level():
         scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
-    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales.unbind())
+    return PredictorCorrectorPlan(table, schedule[:-1], LangevinPlan(snr, corrections), scales.unbind())
 
 
 _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"

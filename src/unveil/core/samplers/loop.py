@@ -58,7 +58,7 @@ class StepResult(NamedTuple):
 
 
 class Plan(Protocol):
-    """The steps of a run, worked out from a grid, or as it goes."""
+    """The steps of a run, worked out from a schedule, or as it goes."""
 
     @property
     def total(self) -> int | None:

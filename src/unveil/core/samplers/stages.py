@@ -52,18 +52,23 @@ def orders_for(calls: int, order: int) -> list[int]:
     return [order] * whole + [rest] * (rest > 0)
 
 
-def inner_nodes(grid: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
+def inner_nodes(schedule: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
     """The levels of single steps, as tables: here, those between at equal parts of the log-SNR, there."""
-    return [here, *(between(grid, here, there, i / order) for i in range(1, order)), there]
+    return [here, *(between(schedule, here, there, i / order) for i in range(1, order)), there]
 
 
 def inner_steps(
-    grid: Schedule, tables: tuple[NoiseLevel, NoiseLevel], levels: Sequence[NoiseLevel], order: int, of: Of, rule: Rule
+    schedule: Schedule,
+    tables: tuple[NoiseLevel, NoiseLevel],
+    levels: Sequence[NoiseLevel],
+    order: int,
+    of: Of,
+    rule: Rule,
 ) -> list[list[StepRow]]:
     """The rows of single steps with calls between their ends; one row for a step that touches an end.
 
     Args:
-        grid: whose process has the levels between.
+        schedule: whose process has the levels between.
         tables: of the levels from and to which the steps go.
         levels: from which they go.
         order: calls of each step.
@@ -72,7 +77,7 @@ def inner_steps(
     """
     here, there = tables
     inside = in_any_part(delta_lambda(here, there) != 0).tolist()
-    nodes = inner_nodes(grid, here, there, order)
+    nodes = inner_nodes(schedule, here, there, order)
     steps = single_steps(nodes, [levels, *map(levels_of, nodes[1:-1])], of, rule)
     if all(inside):
         return steps
@@ -127,18 +132,18 @@ def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
-def first_with_signal(grid: Schedule) -> NoiseLevel:
+def first_with_signal(schedule: Schedule) -> NoiseLevel:
     """The first level with some signal in it, part by part."""
-    first = grid[0]
-    for level in grid[1:]:
+    first = schedule[0]
+    for level in schedule[1:]:
         first = select_level(first.alpha > 0, first, level)
     return first
 
 
-def last_noisy(grid: Schedule) -> NoiseLevel:
+def last_noisy(schedule: Schedule) -> NoiseLevel:
     """The last level above clean data, part by part; the first one in parts that are clean throughout."""
-    last = grid[0]
-    for level in grid:
+    last = schedule[0]
+    for level in schedule:
         last = select_level(level.sigma > 0, level, last)
     return last
 

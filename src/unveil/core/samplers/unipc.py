@@ -53,7 +53,7 @@ varying = exact
 
 @level_by_level()
 def unipc(
-    grid: Schedule,
+    schedule: Schedule,
     order: int = 3,
     *,
     of: Of = "x0",
@@ -67,7 +67,7 @@ def unipc(
     one row: what the corrector adds is a sum of estimates, like the next prediction. The last x is not corrected.
 
     Args:
-        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
+        schedule: from noise to data; with `of` "eps" it begins at alpha > 0.
         order: of the predictor; the first steps have fewer estimates, and a lower order.
         of: the estimate that is combined, "x0" or "eps".
         predict: `b1`, `b2` or `varying`.
@@ -80,15 +80,15 @@ def unipc(
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
     check_order(order, 3)
-    now = linear_step(*grid.steps, of)
-    left, most = steps_left(grid)[1:], order_per_step(grid, order, lower_below)
+    now = linear_step(*schedule.steps, of)
+    left, most = steps_left(schedule)[1:], order_per_step(schedule, order, lower_below)
     predicted, counts = gains(now, predict, order, most)
     correction, corrected = _correction(now, (predicted, counts), correct, order, where(left > 0, most, 0.0))
     before = [steps_ago(gain, 1) for gain in correction]
     counts = torch.maximum(counts, steps_ago(corrected, 1))
     # the corrected x is carried along, and the prediction added
     both = [now.keep * old + new for old, new in zip_longest(before, predicted, fillvalue=ZERO)]
-    return CoefficientTable(rows_of(grid[:-1], now.keep, both, counts=counts), of)
+    return CoefficientTable(rows_of(schedule[:-1], now.keep, both, counts=counts), of)
 
 
 def _correction(
