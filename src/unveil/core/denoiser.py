@@ -121,11 +121,13 @@ class Denoiser(nn.Module):
     """A network, the process it was trained under and what it predicts.
 
     Args:
-        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 (see `timestep`) and the
-            condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
-        process: gives the index of a level, unless the prediction does.
-        prediction: what the output means; one with preconditioning also scales x and gives the index.
-        learns_variance: the second half of the output's channels (axis 1) is `Estimate.extra`.
+        network: Network, called as network(x, index, condition). x is (B, C, ...). index is (B,) float32, see
+            `timestep`. The condition may be None. The output has the shape of x, or twice its channels if
+            `learns_variance`.
+        process: Process that gives the index of a level, unless the prediction does.
+        prediction: Quantity that the network predicts. A prediction with preconditioning also scales x and gives the
+            index.
+        learns_variance: True if the second half of the output's channels (axis 1) is `Estimate.extra`.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class Denoiser(nn.Module):
         """The raw prediction y and the variance channels, both of x's shape and type: what training compares.
 
         Raises:
-            ShapeError: the network's output does not fit x.
+            ShapeError: The network's output does not fit x.
         """
         return self.check_output(self.network(*self.network_inputs(x, level), condition), x)
 
@@ -200,7 +202,7 @@ class Denoiser(nn.Module):
         """Output of the network for x, as `output` gives it.
 
         Raises:
-            ShapeError: it does not fit x.
+            ShapeError: The output does not fit x.
         """
         extra = None
         if self.learns_variance:
@@ -237,12 +239,12 @@ def clip_dynamic(step: DenoiseFn, percentile: float = 0.995, limit: float = 1.0)
     """x0 clamped to its own percentile absolute values, if above `limit`, and scaled back to it.
 
     Args:
-        step: the step to guide.
-        percentile: in (0, 1), taken over each sample.
-        limit: never clamp below this.
+        step: Denoiser to threshold.
+        percentile: Percentile of the absolute values of each sample, in (0, 1).
+        limit: Smallest limit of the clamping.
 
     Raises:
-        RecipeError: percentile outside (0, 1).
+        RecipeError: The percentile is outside (0, 1).
 
     Source: Saharia et al. 2022, section 2.3 (arXiv:2205.11487).
     """

@@ -22,7 +22,7 @@ class RectifiedFlow:
     """Straight paths from data to noise: alpha = 1 - t, sigma = t.
 
     Args:
-        index_scale: what t is multiplied with for the network's time embedding.
+        index_scale: Factor of t in the network's time embedding.
         rounding: "down" gives the network whole numbers, as the published solver of Wan does.
 
     Source: Liu et al. 2022, eq. 1 (arXiv:2209.03003); Esser et al. 2024, eq. 13 (arXiv:2403.03206).
@@ -66,11 +66,11 @@ class TimeShift:
     the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
 
     Args:
-        process: that is shifted.
-        shift: s; 1 changes nothing, more spends more of the time in the noise.
+        process: Process that is shifted.
+        shift: Shift s; 1 changes nothing, a larger value puts more of the time into the noise.
 
     Raises:
-        RecipeError: a shift that is not above 0.
+        RecipeError: The shift is not above 0.
 
     Source: Esser et al. 2024, eq. 23 (arXiv:2403.03206).
     """
@@ -124,11 +124,11 @@ class DynamicShift(TimeShift):
     `sized` gives the process for latents of another shape, with the shift that belongs to them.
 
     Args:
-        process: that is shifted.
-        shift: of the latents at hand.
-        low, high: two points of the line, each a number of tokens and the value there.
-        patch: side of the square of latents that is one token.
-        exponential: the line is that of log(shift).
+        process: Process that is shifted.
+        shift: Shift of the latents of the present shape.
+        low, high: Two points of the line, each a number of tokens and the value there.
+        patch: Side of the square of latents that is one token.
+        exponential: True if the line is that of log(shift).
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux), with its numbers.
     """
@@ -153,9 +153,10 @@ class SqrtSizeShift(TimeShift):
     `sized` gives the process for samples of another shape, in training and in sampling alike.
 
     Args:
-        process: that is shifted.
-        shift: of samples of that many places.
-        places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
+        process: Process that is shifted.
+        shift: Shift of samples with `places` positions.
+        places: Number of pixels or latents of a sample, over all frames and in one channel; the number of tokens is
+            proportional to it.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
     """

@@ -53,16 +53,17 @@ class DiffusionLoss:
     the mean is detached in it (section 3.1).
 
     Args:
-        simple: factor of the prediction's error, L_simple at 1.
-        bound: factor of the whole bound; needs a chain.
-        distance: a name in `DISTANCES`.
-        weight: of the error, in x0 space; None weighs the predicted target evenly.
-        elbo: factor of the error weighed as in the bound, latent diffusion's `original_elbo_weight` (there
-            `simple` is called `l_simple_weight`); needs a chain.
-        time: which times are drawn.
-        variance: of p(x_s | x_t), for the bound.
-        chain: of the bound; None takes the discrete process's own.
-        noised: per channel (axis 1), False for context that stays clean and is not scored; None noises all.
+        simple: Factor of the prediction's error, L_simple at 1.
+        bound: Factor of the whole bound; needs a chain.
+        distance: Name in `DISTANCES`.
+        weight: Weight of the error, in x0 space; None: the predicted target has weight 1.
+        elbo: Factor of the error weighed as in the bound, latent diffusion's `original_elbo_weight` (there `simple` is
+            called `l_simple_weight`); needs a chain.
+        time: Distribution of the times.
+        variance: Variance of p(x_s | x_t), for the bound.
+        chain: Chain of the bound; None: the discrete process's own.
+        noised: Mask per channel (axis 1), False for context that stays clean and has no loss; None: all channels are
+            noised.
 
     Source: Ho et al. 2020, eq. 14 (arXiv:2006.11239); Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
     """

@@ -70,7 +70,7 @@ class VPPreconditioning:
     The network predicts eps and is given (steps - 1) t, t being the VP process's time of this r.
 
     Args:
-        beta_min, beta_max: of the process that it was trained under.
+        beta_min, beta_max: Betas of the process that the network was trained under.
         steps: M of the paper.
 
     Source: Karras et al. 2022, table 1, column VP, and appendix C.1.
@@ -166,8 +166,8 @@ class EDMPreconditioning:
     With d = sigma_data and w^2 = r^2 + d^2: c_skip d^2 / w^2, c_out r d / w, c_in 1 / w, c_noise log(r) / 4.
 
     Args:
-        sigma_data: deviation of the data.
-        index_scale: what c_noise is multiplied with; 1000 for the teachers of consistency models.
+        sigma_data: Deviation of the data.
+        index_scale: Factor of c_noise; 1000 for the teachers of consistency models.
 
     Source: Karras et al. 2022, table 1, column "ours", and appendix B.6.
     """
@@ -197,8 +197,8 @@ class ConsistencyPreconditioning:
     c_noise 250 log(r).
 
     Args:
-        sigma_data: deviation of the data.
-        sigma_min: the boundary.
+        sigma_data: Deviation of the data.
+        sigma_min: Noise level of the boundary.
 
     Source: Song et al. 2023, section 3 and appendix C (arXiv:2303.01469).
     """

@@ -115,7 +115,7 @@ def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     """The 2x2 solve at a level.
 
     Raises:
-        RecipeError: the target holds no information on x0 at this level (eps at alpha = 0, score at sigma = 0).
+        RecipeError: The target contains no information on x0 at this level (eps at alpha = 0, score at sigma = 0).
     """
     a, b = prediction(level)
     det = a * level.sigma - b * level.alpha

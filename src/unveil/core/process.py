@@ -51,8 +51,8 @@ def partly(level: NoiseLevel, noised: Tensor) -> NoiseLevel:
     """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
 
     Args:
-        level: one for all, or one number per sample (B,).
-        noised: boolean, of x's rank, broadcastable against x, such as (1, C, 1, 1).
+        level: Noise level, one for all or one number per sample (B,).
+        noised: Boolean mask of x's rank, broadcastable against x, such as (1, C, 1, 1).
     """
     wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in level]
     return NoiseLevel(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
@@ -66,9 +66,9 @@ class LinearVP:
     """The variance-preserving SDE with beta(t) rising linearly: alpha^2 = exp(-integral of beta).
 
     Args:
-        beta_min: beta at t = 0, per unit of t.
-        beta_max: beta at t = 1.
-        index_scale: what t is multiplied with for the network's time embedding.
+        beta_min: Beta at t = 0, per unit of t.
+        beta_max: Beta at t = 1.
+        index_scale: Factor of t in the network's time embedding.
 
     Source: Song et al. 2021, eq. 29 and 33 (arXiv:2011.13456).
     """
@@ -163,13 +163,14 @@ class DiscreteVP:
     derivatives are those of the interpolant, at an index those of the segment below it.
 
     Args:
-        betas: variance added by each step, inside (0, 1), at least two; the last may be 1.
-        interpolate: what is linear between indices.
-        rescale: give the network index * rescale / N, as Improved DDPM does with 1000; None gives the index.
+        betas: Variances added by the steps, inside (0, 1), at least two; the last may be 1.
+        interpolate: Quantity that is linear between indices.
+        rescale: Scale of the network's index, which is index * rescale / N. Improved DDPM has 1000. None: the index
+            itself.
         rounding: "nearest" gives a network that was trained on whole indices nothing else.
 
     Raises:
-        RecipeError: a beta outside (0, 1), or fewer than two of them.
+        RecipeError: A beta is outside (0, 1), or there are fewer than two.
 
     Source: Ho et al. 2020, section 2 (arXiv:2006.11239).
     """
@@ -209,7 +210,7 @@ class DiscreteVP:
         """The level at t; exact at the indices, interpolated between them.
 
         Raises:
-            RecipeError: t outside [0, 1].
+            RecipeError: t is outside [0, 1].
         """
         t = checked_time(t)
         place = t * self.steps
@@ -232,7 +233,7 @@ class DiscreteVP:
         """The time of a half log-SNR, by the same interpolation.
 
         Raises:
-            RecipeError: the table does not reach this ratio.
+            RecipeError: The table does not reach this ratio.
         """
         wanted = as_tensor(half_log_snr)
         key = wanted if self.interpolate == "log-snr" else -0.5 * per_level(_log_of_1_plus_exp, -2 * wanted)
@@ -281,7 +282,7 @@ def checked_time(t: Tensor | float, most: float = 1.0) -> Tensor:
     """Times as a float64 tensor, every one of them in [0, most].
 
     Raises:
-        RecipeError: a time outside.
+        RecipeError: A time is outside [0, 1].
     """
     t = as_tensor(t)
     inside = (t >= 0) & (t <= most)
@@ -326,13 +327,13 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
     """A published table of betas, (steps,) float64.
 
     Args:
-        kind: a name in `BETAS`.
-        steps: length of the table, at least 2.
-        start: the first beta, for the kinds that have one.
-        end: the last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
+        kind: Name in `BETAS`.
+        steps: Length of the table, at least 2.
+        start: First beta, for the kinds that have one.
+        end: Last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
 
     Raises:
-        RecipeError: an unknown kind, or fewer than 2 steps.
+        RecipeError: The kind is unknown, or steps is below 2.
     """
     if kind not in BETAS:
         raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{did_you_mean(kind, list(BETAS))}")
@@ -347,7 +348,7 @@ def zero_terminal_snr(table: Tensor) -> Tensor:
     The first level stays as it is. eps-prediction has nothing to say at the last one: predict v or x0.
 
     Args:
-        table: betas, (steps,).
+        table: Betas, (steps,).
 
     Source: Lin et al. 2023, algorithm 1 (arXiv:2305.08891).
     """
@@ -361,8 +362,8 @@ def snr_shifted(table: Tensor, scale: float) -> Tensor:
     """The table with its signal-to-noise ratio divided by `scale` at every level: more noise where it is above 1.
 
     Args:
-        table: betas, (steps,).
-        scale: above 0; 1 changes nothing.
+        table: Betas, (steps,).
+        scale: Scale, above 0; 1 changes nothing.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206), for tables as CogVideoX has it (arXiv:2408.06072).
     """

@@ -70,10 +70,10 @@ class SampleRNG:
     """The random numbers of a batch of samples.
 
     Args:
-        seed: of the whole run, or one for each sample.
-        samples: the number of each sample in it, (B,): position in a set of generated images, or the
-            global count of training examples seen before this one.
-        device: where the numbers are sent; they are always drawn on the CPU, so every device gets the same.
+        seed: Seed of the whole run, or one for each sample.
+        samples: Number of each sample in the run, (B,): the position in a set of generated images, or the global count
+            of training examples before this one.
+        device: Device that receives the numbers. They are always drawn on the CPU, so every device gets the same.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class BrownianPath:
     nor the number of calls matters. Below 2^-depth the path is a straight line.
 
     Args:
-        streams: of the samples.
-        shape: of one sample.
-        depth: halvings. Steps much narrower than 2^-depth in u get increments that depend on each other.
+        streams: Random numbers of the samples.
+        shape: Shape of one sample.
+        depth: Number of halvings. Steps much narrower than 2^-depth in u get increments that depend on each other.
 
     Source: Levy's construction; Gaines & Lyons 1997, "Variable step size control".
     """

@@ -23,7 +23,7 @@ class Schedule(Sequence[NoiseLevel]):
     Where levels are one number per sample or per token, a part may keep its level from one to the next.
 
     Raises:
-        RecipeError: fewer than two levels, or levels that do not fall.
+        RecipeError: There are fewer than two levels, or the levels do not fall.
     """
 
     def __init__(self, process: Process, levels: Iterable[NoiseLevel]) -> None:
@@ -63,7 +63,7 @@ class Schedule(Sequence[NoiseLevel]):
         """A level between or beyond the schedule's own, by its log(alpha / sigma); infinity is clean data.
 
         Raises:
-            RecipeError: the process does not reach it.
+            RecipeError: The process does not reach it.
         """
         return level_at_lambda(self.process, half_log_snr)
 
@@ -120,7 +120,7 @@ def level_at_lambda(process: Process, half_log_snr: Tensor | float) -> NoiseLeve
     """The level of a log(alpha / sigma), infinity is clean data.
 
     Raises:
-        RecipeError: the process does not reach it.
+        RecipeError: The process does not reach it.
     """
     half_log_snr = as_tensor(half_log_snr)
     clean = half_log_snr == math.inf
@@ -183,11 +183,11 @@ def uniform(process: Process, steps: int) -> Schedule:
     """Evenly spaced in t, from t = 1 to the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1; the schedule has steps + 1 levels.
+        process: Any process.
+        steps: Number of network calls, at least 1; the schedule has steps + 1 levels.
 
     Raises:
-        RecipeError: steps below 1.
+        RecipeError: steps is below 1.
     """
     check_steps(steps)
     return from_times(process, [(steps - i) / steps for i in range(steps + 1)])
@@ -202,12 +202,12 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Sched
     """The first half of the steps as wide as those of a run of `fine` steps, then widths that grow evenly in t.
 
     Args:
-        process: any; meant for rectified flow.
-        steps: network calls, 1 to `fine`.
-        fine: steps of the run whose beginning is followed.
+        process: Any process; meant for rectified flow.
+        steps: Number of network calls, 1 to `fine`.
+        fine: Number of steps of the run whose beginning is followed.
 
     Raises:
-        RecipeError: steps outside this range.
+        RecipeError: steps is outside this range.
 
     Source: Polyak et al. 2024, section 3.4.2 (arXiv:2410.13720), with widths that join without a jump.
     """
@@ -230,11 +230,11 @@ def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
     """A user's own sigmas, falling; append 0.0 to end at the data.
 
     Args:
-        process: any.
-        sigmas: noise per signal, sigma / alpha: what sigma is where the data is not scaled (VE, EDM).
+        process: Any process.
+        sigmas: Noise-to-signal ratios sigma / alpha, which are sigma if the data is not scaled (VE, EDM).
 
     Raises:
-        RecipeError: sigmas that do not fall, or that the process does not reach.
+        RecipeError: The sigmas do not fall, or the process does not reach one of them.
     """
     for k, sigma in enumerate(sigmas):
         if not 0 <= sigma < math.inf:
@@ -255,15 +255,14 @@ def karras(
     """Evenly spaced in (sigma / alpha)^(1 / rho), and a last step onto the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1; the schedule has steps + 1 levels.
-        sigma_min: sigma / alpha of the last call; None: where training of the process begins.
-        sigma_max: sigma / alpha of the first call; None: that of t = 1.
-        rho: above 0; larger puts more levels near the data, 1 is even in sigma / alpha.
+        process: Any process.
+        steps: Number of network calls, at least 1; the schedule has steps + 1 levels.
+        sigma_min: Ratio sigma / alpha of the last call; None: the ratio at which training of the process begins.
+        sigma_max: Ratio sigma / alpha of the first call; None: that of t = 1.
+        rho: Exponent, above 0; a larger value puts more levels near the data, 1 is even in sigma / alpha.
 
     Raises:
-        RecipeError: the process reaches alpha = 0 at t = 1 and sigma_max was not given, or a range or rho that
-            cannot be.
+        RecipeError: The process reaches alpha = 0 at t = 1 and sigma_max is missing, or a range or rho is not possible.
 
     Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
     """
@@ -310,11 +309,11 @@ def vp(
     """The ratios sigma / alpha of the linear VP process at even times, on any process; last step onto the data.
 
     Args:
-        process: any that reaches them.
-        steps: network calls, at least 1.
-        beta_d: rise of beta from t = 0 to 1.
-        beta_min: beta at t = 0.
-        smallest: t of the last call.
+        process: Any process that reaches these ratios.
+        steps: Number of network calls, at least 1.
+        beta_d: Rise of beta from t = 0 to 1.
+        beta_min: Beta at t = 0.
+        smallest: Time t of the last call.
 
     Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
     """
@@ -327,13 +326,13 @@ def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, h
     """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1.
-        low: None: that of t = 1.
-        high: None: where training of the process begins.
+        process: Any process.
+        steps: Number of network calls, at least 1.
+        low: First log(alpha / sigma); None: that of t = 1.
+        high: Last log(alpha / sigma); None: the one at which training of the process begins.
 
     Raises:
-        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low was not given.
+        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low is missing.
     """
     check_steps(steps)
     first = -math.log(_noisiest(process)) if low is None else low
@@ -350,7 +349,7 @@ def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
     """Indices of a discrete process, in any order, and the data after them.
 
     Raises:
-        RecipeError: a process without indices, or an index outside its table.
+        RecipeError: The process has no indices, or an index is outside its table.
     """
     discrete = _discrete(process)
     chosen = sorted(set(indices), reverse=True)
@@ -366,9 +365,9 @@ def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
     Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
 
     Args:
-        process: a discrete one.
-        steps: network calls, 1 to N.
-        offset: added to every index; 1 in Stable Diffusion.
+        process: Discrete process.
+        steps: Number of network calls, 1 to N.
+        offset: Number that is added to every index; 1 in Stable Diffusion.
 
     Source: Song et al. 2020, appendix D.2, "linear" (arXiv:2010.02502).
     """
@@ -416,7 +415,7 @@ def respaced(process: Process, spacing: str) -> Schedule:
     A respaced chain is nothing but a coarser list of levels.
 
     Raises:
-        RecipeError: a string of another form, or a count that does not fit.
+        RecipeError: The string has another form, or a count does not fit.
 
     Source: Nichol & Dhariwal 2021, section 4 (arXiv:2102.09672); "fast27": Nichol et al. 2021 (arXiv:2112.10741).
     """
@@ -458,9 +457,9 @@ def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Schedu
     in the published scheduler, which shifts its ends and then all levels between them.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1.
-        last: the smallest time of training, before the shift.
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1.
+        last: Smallest time of training, before the shift.
 
     Source: Esser et al. 2024 (arXiv:2403.03206), published scheduler.
     """
@@ -473,9 +472,9 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
     """Evenly spaced in t, then stretched in alpha so that the last call has sigma = `last`: LTX-Video's levels.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1; a single one is made at t = 1.
-        last: sigma of the last call, inside (0, 1).
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1; a single one is made at t = 1.
+        last: Sigma of the last call, inside (0, 1).
 
     Source: HaCohen et al. 2024 (arXiv:2501.00103), published scheduler.
     """
@@ -491,9 +490,9 @@ def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule
     These are the levels of Wan's solver, which asks for a finite log-SNR at the first one.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1.
-        last: the time that a call after the last one would have.
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1.
+        last: Time that a call after the last one would have.
 
     Source: Zhao et al. 2023 (arXiv:2302.04867), published scheduler with flow sigmas.
     """

@@ -60,10 +60,10 @@ class Sliced:
     negative. All is a mean over the elements of a sample. It differentiates the network twice.
 
     Args:
-        weight: of each level, on the score.
-        projections: directions v (of entries 1 and -1) for each example.
+        weight: Weight of each level, on the score.
+        projections: Number of directions v (with entries 1 and -1) for each example.
         square: "whole" takes |score|^2 itself, which varies less; "projected" takes (v^T score)^2.
-        time: which times are drawn.
+        time: Distribution of the times.
 
     Source: Song et al. 2019, eq. 7 and 8 (arXiv:1905.07088); Song & Ermon 2019, section 2.1 (arXiv:1907.05600).
     """

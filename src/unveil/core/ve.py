@@ -22,11 +22,11 @@ class VE:
     Times above 1 go on along the curve, where added noise may lead. The network is given sigma itself.
 
     Args:
-        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
-        sigma_max: the noisiest, t = 1; about the largest distance between two samples of the data.
+        sigma_min: Cleanest level, t = 0; clean data is beyond it.
+        sigma_max: Noisiest level, t = 1; about the largest distance between two samples of the data.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max.
+        RecipeError: Not 0 < sigma_min < sigma_max.
 
     Source: Song et al. 2021, eq. 30 (arXiv:2011.13456); sigma_max: Song & Ermon 2020, section 3.1 (arXiv:2006.09011).
     """
@@ -46,7 +46,7 @@ class VE:
         """The time of a half log-SNR.
 
         Raises:
-            RecipeError: a level cleaner than sigma_min.
+            RecipeError: The level is cleaner than sigma_min.
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
@@ -74,12 +74,12 @@ class DiscreteVE:
     Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VEPreconditioning`.
 
     Args:
-        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
-        sigma_max: the noisiest, t = 1.
-        levels: how many, both ends included.
+        sigma_min: Cleanest level, t = 0; clean data is beyond it.
+        sigma_max: Noisiest level, t = 1.
+        levels: Number of levels, both ends included.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max, or fewer than 2 levels.
+        RecipeError: Not 0 < sigma_min < sigma_max, or there are fewer than 2 levels.
 
     Source: Song & Ermon 2019, section 4.2 (arXiv:1907.05600): 10 levels, 1 to 0.01.
     """
@@ -102,7 +102,7 @@ class DiscreteVE:
         """The time of a half log-SNR.
 
         Raises:
-            RecipeError: a level cleaner than sigma_min.
+            RecipeError: The level is cleaner than sigma_min.
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
@@ -132,11 +132,11 @@ class EDMProcess:
     a preconditioning makes log(sigma) / 4 or another number of it.
 
     Args:
-        sigma_min: the cleanest level that schedules and training use.
-        sigma_max: the noisiest, t = 1.
+        sigma_min: Cleanest level of schedules and training.
+        sigma_max: Noisiest level, t = 1.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max.
+        RecipeError: Not 0 < sigma_min < sigma_max.
 
     Source: Karras et al. 2022, table 1 and eq. 4 (arXiv:2206.00364).
     """

@@ -23,10 +23,10 @@ class Momentum:
     the first, a jump back to noisier levels takes up what was there, and a run that starts over starts from nothing.
 
     Args:
-        beta: share of the earlier sum, inside (-1, 1); the paper's are negative, which damps what repeats.
+        beta: Share of the earlier sum, inside (-1, 1). The paper's values are negative and damp what repeats.
 
     Raises:
-        RecipeError: beta outside (-1, 1).
+        RecipeError: beta is outside (-1, 1).
     """
 
     def __init__(self, beta: float = -0.5) -> None:
@@ -59,15 +59,15 @@ def apg(
     The part along the conditional x0 is what saturates colours. With parallel = 1 and nothing else it is `cfg`.
 
     Args:
-        conditional: with the condition.
-        null: without it.
-        scale: as in `cfg`; 1 is none, and does not call the null step.
-        parallel: share kept of the part along the conditional x0 (the paper's eta).
-        radius: the difference is at most so long, over all of a sample's numbers (the paper's r: 2.5 to 20).
-        momentum: of this run; None remembers nothing.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition.
+        scale: Guidance scale, as in `cfg`; 1 is no guidance and does not call the null step.
+        parallel: Share of the part along the conditional x0 that is kept (the paper's eta).
+        radius: Maximum norm of the difference over all numbers of a sample (the paper's r: 2.5 to 20).
+        momentum: Momentum of this run; None: no momentum.
 
     Raises:
-        RecipeError: a radius that is not positive.
+        RecipeError: The radius is not positive.
 
     Source: Sadat et al. 2024, algorithm 1 (arXiv:2410.02416).
     """
@@ -106,12 +106,12 @@ def cfg_zero(
     worse than none.
 
     Args:
-        conditional: with the condition.
-        null: without it.
-        scale: as in `cfg`.
-        still_from: levels of t at and above have velocity 0; 1.0 is the first call of a schedule that starts at t = 1,
-            the paper's 4 % of the steps is 0.96. Above 1 there is none.
-        of: the quantity that is guided, the paper's velocity; `prediction.eps` for models of noise.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition.
+        scale: Guidance scale, as in `cfg`.
+        still_from: Time t from which the velocity is 0, inclusive. 1.0 is the first call of a schedule that starts at t
+            = 1. The paper's 4 % of the steps is 0.96. A value above 1 switches this off.
+        of: Quantity that is guided: the paper's velocity, or `prediction.eps` for models that predict noise.
 
     Source: Fan et al. 2025, eq. 8 and algorithm 1 (arXiv:2503.18886).
     """

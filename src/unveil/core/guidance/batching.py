@@ -55,11 +55,11 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
     outside of its range. Tokens of different lengths are padded, with a mask that hides the padding.
 
     Args:
-        denoiser: such as `model.denoiser`.
-        conditions: each with one row per sample.
+        denoiser: Denoiser, such as `model.denoiser`.
+        conditions: Conditions, each with one row per sample.
 
     Raises:
-        ShapeError: conditions that do not use the same routes.
+        ShapeError: The conditions do not use the same routes.
     """
     together = joined(conditions)
     seen = _Seen()

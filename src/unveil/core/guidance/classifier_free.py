@@ -24,13 +24,13 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
     prompt is another condition in the place of null. Where the scale is 1 the null step is not called.
 
     Args:
-        conditional: with the condition.
-        null: without it, or with what to avoid.
-        scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
-        channels: guide only that many of the first channels (axis 1), the rest stay conditional: DiT does 3 of 4.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition, or with the negative condition.
+        scale: Guidance scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
+        channels: Number of the first channels (axis 1) that are guided; the rest stay conditional. DiT guides 3 of 4.
 
     Raises:
-        RecipeError: channels below 1.
+        RecipeError: channels is below 1.
 
     Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
     """
@@ -62,7 +62,7 @@ def multi_condition(steps: Sequence[DenoiseFn], scales: Sequence[Scale]) -> Deno
     not called.
 
     Raises:
-        RecipeError: not one scale for each step after the first.
+        RecipeError: The number of scales is not the number of steps after the first.
 
     Source: Brooks et al. 2023, eq. 3 (arXiv:2211.09800).
     """
@@ -80,7 +80,7 @@ def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequenc
     """Independent conditions at once: null + sum of scales[i] (conditionals[i] - null); a negative one is a "not".
 
     Raises:
-        RecipeError: not one scale for each condition.
+        RecipeError: The number of scales is not the number of conditions.
 
     Source: Liu et al. 2022, eq. 11 (arXiv:2206.01714).
     """
@@ -108,14 +108,14 @@ def interval(
     """The guided step at levels from low to high, both included, and the plain one elsewhere.
 
     Args:
-        guided: any guidance.
-        plain: the same without it, usually the conditional step.
-        low: of t in [0, 1], or of log(alpha / sigma).
-        high: above low.
-        of: what low and high are numbers of.
+        guided: Denoiser with any guidance.
+        plain: Denoiser without the guidance, usually the conditional step.
+        low: Lower end, of t in [0, 1] or of log(alpha / sigma).
+        high: Upper end, above low.
+        of: Quantity of low and high.
 
     Raises:
-        RecipeError: low is not below high, or an interval of t outside [0, 1].
+        RecipeError: low is not below high, or an interval of t is outside [0, 1].
 
     Source: Kynkaanniemi et al. 2024, eq. 5 (arXiv:2404.07724), which counts in sigma / alpha.
     """
@@ -141,13 +141,13 @@ def rescale(
     """The guided estimate with the deviation of the conditional one, which strong guidance overshoots.
 
     Args:
-        guided: such as `cfg(conditional, null, 7.5)`.
-        conditional: what it guides; wrap it in `once` to call the network once for both.
+        guided: Guided denoiser, such as `cfg(conditional, null, 7.5)`.
+        conditional: Conditional denoiser that it guides; wrap it in `once` to call the network once for both.
         amount: 0 changes nothing, 1 gives each sample exactly the conditional deviation.
-        of: the quantity whose deviation is kept. The paper's is v, which means the same under every process.
+        of: Quantity whose deviation is kept. The paper's is v, which has the same meaning under every process.
 
     Raises:
-        RecipeError: amount outside [0, 1].
+        RecipeError: amount is outside [0, 1].
 
     Source: Lin et al. 2023, eq. 15 and 16 (arXiv:2305.08891).
     """

@@ -50,7 +50,7 @@ def power_cosine(scale: float, power: float = 4.0) -> Schedule:
     """None at t = 1, the whole scale at the data; a larger power rises later.
 
     Raises:
-        RecipeError: a power that is not positive.
+        RecipeError: The power is not positive.
 
     Source: Gao et al. 2023, section 4.3 (arXiv:2303.14389), "pcs" of Wang et al. 2024.
     """

@@ -36,8 +36,8 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
     schedule just below, where it matters.
 
     Args:
-        step: the step to guide.
-        shift: the gradient of log p(y | x), as `gradient` gives it.
+        step: Denoiser to guide.
+        shift: Gradient of log p(y | x), as `gradient` computes it.
 
     Source: Dhariwal & Nichol 2021, algorithm 2 and eq. 14 (arXiv:2105.05233).
     """
@@ -62,12 +62,12 @@ def gradient(score: Score, scale: Scale = 1.0) -> Shift:
     Gradients are switched on for it, wherever it is called.
 
     Args:
-        score: larger is better; what one sample scores must not depend on the others.
+        score: Score of each sample; larger is better. It must not depend on the other samples.
         scale: 1 is Bayes' rule where the score is log p(y | x).
 
     Raises:
-        RecipeError: when called, a score that does not depend on x.
-        ShapeError: when called, a score that is not one number per sample.
+        RecipeError: The score does not depend on x. Raised by the returned function.
+        ShapeError: The score is not one number per sample. Raised by the returned function.
     """
 
     def shift(x: Tensor, level: NoiseLevel) -> Tensor:
@@ -96,11 +96,11 @@ def log_probability(
         classifier: (x, level) -> logits (B, K). A network that is given an index is
             `lambda x, level: network(x, denoiser.timestep(level, x))`.
         labels: (B,) or (1,), whole numbers below K.
-        shape: of one image that the classifier reads, if it reads one only.
+        shape: Shape of one image of the classifier, if the classifier accepts only one.
 
     Raises:
-        ShapeError: when called, images of another shape, or logits that do not fit.
-        RecipeError: when called, a label that the classifier does not know.
+        ShapeError: The images have another shape, or the logits do not fit. Raised by the returned function.
+        RecipeError: The label is not a class of the classifier. Raised by the returned function.
 
     Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
     """
@@ -132,11 +132,11 @@ def regression(
 
     Args:
         predictor: (x, level) -> (B,) or (B, 1), trained on noisy images.
-        target: the value wanted, a number or one per sample.
-        deviation: of the prediction's error; guidance is as strong as this is small.
+        target: Target value, a number or one per sample.
+        deviation: Deviation of the prediction's error; a smaller value gives stronger guidance.
 
     Raises:
-        RecipeError: a deviation that is not positive.
+        RecipeError: The deviation is not positive.
     """
     if not deviation > 0:
         raise RecipeError(f"deviation = {deviation}: must be above 0")
@@ -160,8 +160,8 @@ def grad_of(value: Tensor, x: Tensor) -> Tensor:
     """The gradient in x of one number per sample.
 
     Raises:
-        RecipeError: the number does not depend on x.
-        ShapeError: not one number per sample.
+        RecipeError: The number does not depend on x.
+        ShapeError: The result is not one number per sample.
     """
     if tuple(value.shape) != (len(x),):
         raise ShapeError(f"a score of shape {tuple(value.shape)} for {len(x)} samples: needs one number each, (B,)")

@@ -29,11 +29,11 @@ def content(embed: Callable[[Tensor, NoiseLevel], Tensor], reference: Tensor, no
 
     Args:
         embed: (x, level) -> (B, ...), such as an image encoder.
-        reference: a clean image for each sample, or one (1, ...) for all.
-        noise: what the reference is noised with, of its shape; None leaves it clean except for alpha.
+        reference: Clean image for each sample, or one (1, ...) for all.
+        noise: Noise of the reference, of its shape; None: the reference is only multiplied by alpha.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 6.
     """
@@ -50,12 +50,12 @@ def structure(features: Features, reference: Tensor, noise: Tensor | None = None
     """Minus the mean squared difference of the maps, place by place, summed over the layers.
 
     Args:
-        features: the maps to compare.
-        reference: as in `content`.
-        noise: as in `content`.
+        features: Feature maps to compare.
+        reference: Clean image, as in `content`.
+        noise: Noise of the reference, as in `content`.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 7.
     """
@@ -72,12 +72,12 @@ def style(features: Features, reference: Tensor, noise: Tensor | None = None) ->
     """Minus the squared difference of the maps' Gram matrices (means over the places), summed over the layers.
 
     Args:
-        features: the maps to compare.
-        reference: as in `content`.
-        noise: as in `content`.
+        features: Feature maps to compare.
+        reference: Clean image, as in `content`.
+        noise: Noise of the reference, as in `content`.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 8.
     """

@@ -28,16 +28,16 @@ def ddrm(
     Start it at `DDRMPlan.start(noise)`. On a schedule that ends at the data a noiseless measurement is met exactly.
 
     Args:
-        schedule: from noise to data; about 20 steps are enough.
+        schedule: Schedule from noise to data; about 20 steps are enough.
         operator: A, with its singular value decomposition.
-        y: what was measured, as `operator` gives it.
-        noise_level: standard deviation of the noise in y, at least 0, in pixels of [-1, 1].
-        eta: fresh noise in the directions that y does not determine; 1 is all.
-        eta_b: how far the determined ones go to y, 0 to 1.
+        y: Measurement, as `operator` computes it.
+        noise_level: Standard deviation of the noise in y, at least 0, in pixels of [-1, 1].
+        eta: Share of fresh noise in the directions that y does not determine; 1 is all.
+        eta_b: Share of the way to y in the directions that y determines, 0 to 1.
 
     Raises:
-        RecipeError: a negative noise level, or eta or eta_b outside [0, 1].
-        ShapeError: a y that is not a measurement of this operator.
+        RecipeError: The noise level is negative, or eta or eta_b is outside [0, 1].
+        ShapeError: y is not a measurement of this operator.
 
     Source: Kawar et al. 2022, eq. 7 and 8 (arXiv:2201.11793), there for alpha = 1; x / alpha brings the others there.
     """

@@ -20,14 +20,14 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
     It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
 
     Args:
-        plan: of one call per step; the published one is `ancestral(schedule)`.
-        measure: of clean images (B, ...), differentiable; an `Operator` is one.
-        y: what was measured, as `measure` gives it.
-        scale: of the step. The paper's zeta' is half of it, the published code's 0.3 to 1 are this number.
+        plan: Plan of one call per step; the published one is `ancestral(schedule)`.
+        measure: Measurement of clean images (B, ...), differentiable; an `Operator` is one.
+        y: Measured values, as `measure` computes them.
+        scale: Scale of the step. The paper's zeta' is half of it; the published code's 0.3 to 1 are this number.
 
     Raises:
-        RecipeError: a scale that is not positive.
-        ShapeError: when run, a measurement of another shape than y.
+        RecipeError: The scale is not positive.
+        ShapeError: The measurement of a run has another shape than y.
 
     Source: Chung et al. 2022, algorithm 1 and appendix D.1 (arXiv:2209.14687).
     """

@@ -28,13 +28,13 @@ def flow_edit(
     its own.
 
     Args:
-        step: guided towards the new condition.
-        source_step: under the old one.
-        source: what is edited, (B, ...).
-        noise: level -> standard normal noise of its shape, another one at each level.
+        step: Denoiser, guided towards the new condition.
+        source_step: Denoiser under the old condition.
+        source: Samples to edit, (B, ...).
+        noise: Function of the level that returns standard normal noise of this shape, different at each level.
 
     Raises:
-        ShapeError: when called, an x of another shape.
+        ShapeError: x has another shape. Raised by the returned function.
     """
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:

@@ -18,12 +18,12 @@ def low_frequency(step: DenoiseFn, reference: Tensor, low: Sequence[int]) -> Den
     With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(known) - P(x0).
 
     Args:
-        step: the step to guide.
-        reference: of x's shape, (B, C, H, W) or (B, C, T, H, W); what is finer than `low` is not looked at.
-        low: height and width of the lower resolution, at most those of x.
+        step: Denoiser to guide.
+        reference: Reference of x's shape, (B, C, H, W) or (B, C, T, H, W). Detail finer than `low` is ignored.
+        low: Height and width of the lower resolution, at most those of x.
 
     Raises:
-        ShapeError: a resolution above that of `reference`, or when called, an x of another shape.
+        ShapeError: The resolution is above that of `reference`, or x in a call has another shape.
 
     Source: Choi et al. 2021, algorithm 1 (arXiv:2108.02938), with estimates of x0 in the place of noised samples.
     """

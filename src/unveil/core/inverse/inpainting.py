@@ -27,12 +27,12 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
     samplers of one call per step; `paste` does so for all.
 
     Args:
-        step: the step to guide.
-        pixels: the known numbers, of x's shape; what it holds elsewhere is not looked at.
-        keep: boolean, True where they are known; broadcast from the last axis on, as (B, 1, H, W) is.
+        step: Denoiser to guide.
+        pixels: Known pixels, of x's shape. The values elsewhere are ignored.
+        keep: Boolean mask, True where the pixels are known; broadcast from the last axis on, as (B, 1, H, W) is.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or when called, an x of another shape.
+        ShapeError: The mask is not boolean or does not fit, or x in a call has another shape.
 
     Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456); Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865).
     """
@@ -50,7 +50,7 @@ def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
     """X with the known numbers in their place, bit by bit.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or images of another shape.
+        ShapeError: The mask is not boolean or does not fit, or the images have different shapes.
     """
     _same(pixels, x)
     return torch.where(fitted(boolean(keep), x), pixels, x)
@@ -62,13 +62,13 @@ def repaint(plan: Plan, schedule: Schedule, *, length: int = 10, count: int = 10
     What was generated and what is known so come to agree. Use it with `masked`.
 
     Args:
-        plan: of one step per level of the schedule, such as `ancestral(schedule)` or `ddim(schedule, 1.0)`.
-        schedule: the one it was made from.
-        length: steps of a jump back, at least 1.
-        count: how often each stretch is walked, at least 1; 1 is the plan itself.
+        plan: Plan of one step per level of the schedule, such as `ancestral(schedule)` or `ddim(schedule, 1.0)`.
+        schedule: Schedule of the plan.
+        length: Number of steps of a jump back, at least 1.
+        count: Number of passes over each stretch, at least 1; 1 is the plan itself.
 
     Raises:
-        RecipeError: a length or count below 1, or a plan that is not made of single steps over this schedule.
+        RecipeError: length or count is below 1, or the plan does not consist of single steps over this schedule.
 
     Source: Lugmayr et al. 2022, algorithm 1 and appendix B (arXiv:2201.09865).
     """

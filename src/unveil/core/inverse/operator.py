@@ -49,7 +49,7 @@ class Mask:
     """Some of the numbers as they are; y is x with 0 in the place of the others.
 
     Args:
-        keep: boolean, True where x is measured; broadcast against x from the last axis on, as (B, 1, H, W) is.
+        keep: Boolean mask, True where x is measured; broadcast against x from the last axis on, as (B, 1, H, W) is.
 
     Raises:
         ShapeError: keep is not boolean.
@@ -87,11 +87,12 @@ class Separable:
     """A matrix along each of some axes of x, one after the other.
 
     Args:
-        matrices: axis of x (not 0, the batch) -> (m, n) matrix that makes m numbers of the axis' n.
-        cutoff: singular values below this part of the largest count as 0: what they measure drowns in rounding.
+        matrices: Mapping from an axis of x (not 0, the batch) to an (m, n) matrix that makes m numbers of the axis' n.
+        cutoff: Share of the largest singular value below which a singular value counts as 0, because rounding exceeds
+            what it measures.
 
     Raises:
-        RecipeError: the batch's axis, or a matrix that is none.
+        RecipeError: The axis is that of the batch, or a value is not a matrix.
 
     Source: the singular values of a Kronecker product are the products of its factors'.
     """
@@ -171,11 +172,11 @@ def block_average(size: Sequence[int], factor: int) -> Separable:
     Where a side is not a multiple of the factor its last block is smaller, and its mean that of what is there.
 
     Args:
-        size: of the last axes of x, such as (H, W).
-        factor: of each side, at least 1.
+        size: Size of the last axes of x, such as (H, W).
+        factor: Factor of each side, at least 1.
 
     Raises:
-        RecipeError: a factor below 1.
+        RecipeError: The factor is below 1.
     """
     if factor < 1:
         raise RecipeError(f"factor = {factor}: a block has at least 1 x 1 pixels")
@@ -186,12 +187,12 @@ def blur(size: Sequence[int], kernel: Sequence[float] | Tensor, *, cutoff: float
     """The same kernel along each of the last axes; beyond the edges the last pixel goes on.
 
     Args:
-        size: of the last axes of x, such as (H, W).
-        kernel: an odd number of weights, such as `gaussian(2.0)`.
-        cutoff: as in `Separable`; a strong blur leaves fine detail below it, which only the model can tell.
+        size: Size of the last axes of x, such as (H, W).
+        kernel: Odd number of weights, such as `gaussian(2.0)`.
+        cutoff: Cutoff as in `Separable`. A strong blur leaves fine detail below it, which only the model can restore.
 
     Raises:
-        RecipeError: a kernel of an even number of weights.
+        RecipeError: The kernel has an even number of weights.
     """
     weights = torch.as_tensor(kernel, dtype=torch.float64)
     if weights.ndim != 1 or len(weights) % 2 == 0:
@@ -212,7 +213,7 @@ def gaussian(deviation: float) -> Tensor:
     """The weights of a Gaussian kernel out to three deviations, which sum to 1.
 
     Raises:
-        RecipeError: a deviation that is not positive.
+        RecipeError: The deviation is not positive.
     """
     if not deviation > 0:
         raise RecipeError(f"deviation = {deviation}: must be above 0 pixels")
@@ -238,7 +239,7 @@ def boolean(keep: Tensor) -> Tensor:
     """The mask itself.
 
     Raises:
-        ShapeError: it is not boolean.
+        ShapeError: The mask is not boolean.
     """
     if keep.dtype != torch.bool:
         raise ShapeError(f"a mask of {keep.dtype}: must be boolean, True where x is known, such as mask > 0.5")
@@ -249,7 +250,7 @@ def fitted(keep: Tensor, x: Tensor) -> Tensor:
     """The mask on x's device.
 
     Raises:
-        ShapeError: it does not broadcast against x.
+        ShapeError: The mask does not broadcast against x.
     """
     pairs = zip(reversed(keep.shape), reversed(x.shape), strict=False)
     if keep.ndim > x.ndim or any(mine not in (1, theirs) for mine, theirs in pairs):

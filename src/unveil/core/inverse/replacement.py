@@ -26,14 +26,15 @@ def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, un
     `paste` does so for all. In parts that are held a run begins at what is known, noised to the first level (`noised`).
 
     Args:
-        step: takes levels that differ between the parts of x.
-        process: that it was trained under.
-        frames: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
-        until: the time in [0, 1] at which each part is let go, broadcastable to x: 0 where it is known for sure,
-            1 and above where nothing is.
+        step: Denoiser that takes levels that differ between the parts of x.
+        process: Process that the denoiser was trained under.
+        frames: Known values, of x's shape (B, ...) or broadcastable to it. The values where nothing is held are
+            ignored.
+        until: Time in [0, 1] at which each part is released, broadcastable to x. It is 0 where the values are exact,
+            and 1 or more where nothing is known.
 
     Raises:
-        ShapeError: a time below 0.
+        ShapeError: A time is below 0.
     """
     until = _times(until)
 
@@ -61,11 +62,11 @@ def replace_known(step: DenoiseFn, frames: Tensor, until: Tensor) -> DenoiseFn:
     was not trained on given parts sees nothing new; it also agrees with them less than `per_token_conditioning` does.
 
     Args:
-        step: to guide.
-        frames, until: as in `per_token_conditioning`.
+        step: Denoiser to guide.
+        frames, until: Known values and times, as in `per_token_conditioning`.
 
     Raises:
-        ShapeError: a time below 0.
+        ShapeError: A time is below 0.
 
     Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456), with a time until which each part is put back.
     """

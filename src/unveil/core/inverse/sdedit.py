@@ -19,14 +19,14 @@ def sdedit(schedule: Schedule, pixels: Tensor, noise: Tensor, start: float) -> t
     not depend on the number of steps.
 
     Args:
-        schedule: from noise to data.
-        pixels: what to edit, (B, ...).
-        noise: standard normal, of the same shape.
-        start: t in (0, 1]; near 0 keeps the image, 1 is the whole schedule.
+        schedule: Schedule from noise to data.
+        pixels: Images to edit, (B, ...).
+        noise: Standard normal noise of the same shape.
+        start: Time t of the start, in (0, 1]; a value near 0 keeps the image, 1 is the whole schedule.
 
     Raises:
-        RecipeError: start outside (0, 1].
-        ShapeError: noise of another shape.
+        RecipeError: start is outside (0, 1].
+        ShapeError: The noise has another shape.
 
     Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
     """
@@ -48,7 +48,7 @@ def share_of(schedule: Schedule, strength: float) -> Schedule | None:
     moves from step to step. None: no step is left to run.
 
     Raises:
-        RecipeError: a strength outside [0, 1].
+        RecipeError: The strength is outside [0, 1].
     """
     if not 0 <= strength <= 1:
         raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the image, 1 is generation")
@@ -61,7 +61,7 @@ def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:
     """The image (B, ...) at a level, with standard normal noise of its shape.
 
     Raises:
-        ShapeError: noise of another shape.
+        ShapeError: The noise has another shape.
     """
     if noise.shape != pixels.shape:
         raise ShapeError(f"noise {tuple(noise.shape)} for an image {tuple(pixels.shape)}: must be equal")

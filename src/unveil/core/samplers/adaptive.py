@@ -76,17 +76,18 @@ def dpm_adaptive(
     """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
 
     Args:
-        schedule: only its ends count; steps that touch alpha = 0 or clean data are made at first order.
+        schedule: Schedule, of which only the ends count. Steps that touch alpha = 0 or clean data are made at first
+            order.
         order: 2 compares with order 1, 3 with order 2.
         of: "eps" is DPM-Solver, "x0" DPM-Solver++.
         tolerance: None: the published one, every sample by itself.
         control: None: `PIDController()`.
-        rule: of the last stage, `farthest` or `exact`.
-        eta: of the noise added after each step, ancestral.
-        noise_scale: multiplies it.
+        rule: Rule of the last stage, `last_stage_only` or `exact`.
+        eta: Share of the ancestral noise that is added after each step.
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: an order other than 2 and 3, a tolerance that is not positive, or eps from alpha = 0.
+        RecipeError: The order is not 2 or 3, a tolerance is not positive, or eps starts at alpha = 0.
 
     Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927); `PIDController` as in k-diffusion.
     """
@@ -185,8 +186,9 @@ class AdaptivePlan:
         """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
 
         Raises:
-            NonFinite: the estimate left the finite numbers.
-            RecipeError: the tolerance asks for steps that are too small; or noise is needed and was not given.
+            NonFinite: The estimate is not finite.
+            RecipeError: The tolerance requires steps that are too small, or noise is needed and there is no source of
+                it.
         """
         if not state.integrator_state:
             first = torch.full((len(state.x),), self.control.first, dtype=torch.float64)

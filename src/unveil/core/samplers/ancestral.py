@@ -35,9 +35,9 @@ def ancestral(schedule: Schedule, variance: VarianceRule = fixed_small, *, shift
     """DDPM's reverse chain over the levels of a schedule; a respaced chain is a coarser schedule.
 
     Args:
-        schedule: from noise to data.
-        variance: of each step; the last step onto the data adds none.
-        shift: moves the mean by variance * shift(x, level), as classifier guidance does.
+        schedule: Schedule from noise to data.
+        variance: Variance of each step; the last step onto the data adds none.
+        shift: Shift of the mean, by variance * shift(x, level), as in classifier guidance.
 
     Source: Ho et al. 2020, algorithm 2 (arXiv:2006.11239); shift: Dhariwal & Nichol 2021, algorithm 1.
     """

@@ -52,13 +52,13 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
     """The step from one level to another.
 
     Args:
-        here: where x is.
-        there: where it goes, a cleaner level.
-        of: the estimate that is held still.
-        eta: of x0 alone: 0 is the probability-flow ODE, 1 the reverse SDE.
+        here: Noise level of x.
+        there: Noise level of the next x, which is cleaner.
+        of: Estimate that is held constant.
+        eta: Noise of a step of x0: 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
-        RecipeError: a step of eps from alpha = 0, where eps holds nothing of x0.
+        RecipeError: A step of eps starts at alpha = 0, where eps contains nothing of x0.
 
     Source: Lu et al. 2022, section 3, DPM-Solver-1 (arXiv:2206.00927) for eps; section 4 (arXiv:2211.01095) for x0, and
     their SDE form at eta = 1: the same integral with the drift that noise of eta asks for.
@@ -198,8 +198,8 @@ def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Ten
     """The weight of the value at each node in the integral of the polynomial through them.
 
     Args:
-        nodes: where the values are.
-        moments: the integrals of 1, s, s^2 ..., as many as nodes.
+        nodes: Positions of the values.
+        moments: Integrals of 1, s, s^2 ..., as many as nodes.
     """
     weights: list[Tensor] = []
     for i, mine in enumerate(nodes):
@@ -219,10 +219,10 @@ def gains(now: LinearStep, rule: Rule, order: int, most: Tensor | None = None) -
     """Gains on the estimates of 0, 1, 2 ... calls ago, for steps that remember those that led to them.
 
     Args:
-        now: a table of the steps.
-        rule: the weights.
-        order: estimates that may be used.
-        most: the same, of each step; None: `order`.
+        now: Table of the steps.
+        rule: Rule of the weights.
+        order: Maximum number of estimates.
+        most: Maximum number of estimates of each step; None: `order`.
 
     Where one of the steps before touched an end or did not move, the order falls to what is left. Returned with how
     many estimates each step uses.
@@ -278,7 +278,7 @@ def check_order(order: int, most: int) -> None:
     """Refuses an order outside 1 to `most`.
 
     Raises:
-        RecipeError: no such order.
+        RecipeError: The order does not exist.
     """
     if not 1 <= order <= most:
         raise RecipeError(f"order = {order}: must lie in 1 to {most}")

@@ -19,9 +19,9 @@ def consistency(schedule: Schedule, *, least: NoiseLevel | None = None) -> Coeff
     A schedule of one step is one-step sampling.
 
     Args:
-        schedule: from noise to `least` or to the data.
-        least: the level at which the function was trained to give its input back, and whose noise its output
-            therefore still holds; None: the last level of the schedule.
+        schedule: Schedule from noise to `least` or to the data.
+        least: Level at which the function was trained to return its input. Its output therefore still contains the
+            noise of this level. None: the last level of the schedule.
 
     Source: Song et al. 2023, algorithm 1 (arXiv:2303.01469), for any alpha.
     """

@@ -20,7 +20,7 @@ def ddim(schedule: Schedule, eta: float = 0.0) -> CoefficientTable:
     """DDIM over any schedule; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain with fixed-small variance.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), for any pair of levels.
@@ -61,7 +61,7 @@ def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
     """Between two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
 
     Args:
-        weight: one for all samples, or (B,).
+        weight: Weight, one for all samples or (B,).
 
     Source: Shoemake 1985; Song et al. 2020, eq. 67 (arXiv:2010.02502).
     """

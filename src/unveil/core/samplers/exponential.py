@@ -50,14 +50,14 @@ def dpm_multistep(
     """DPM-Solver of order 1 to 3 from the estimates of earlier steps: one call a step.
 
     Args:
-        schedule: from noise to data; with `of` "eps" it begins at alpha > 0.
-        order: the first steps have fewer estimates, and a lower order.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        order: Order of the solver; the first steps have fewer estimates, and a lower order.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
         rule: `midpoint` or `taylor` as published, or `exact`, whose third order is one.
-        lower_below: with fewer steps than this the last ones fall to order 2 and 1, for stability; 0 never does.
+        lower_below: Number of steps below which the last steps have order 2 and 1, for stability; 0: never.
 
     Raises:
-        RecipeError: an order that does not exist, or eps from alpha = 0.
+        RecipeError: The order does not exist, or eps starts at alpha = 0.
 
     Source: Lu et al. 2022, algorithm 2, "2M" (arXiv:2211.01095); order 3 and lower_below: the authors' code.
     """
@@ -80,10 +80,10 @@ def dpmpp_2m_sde(
     """SDE-DPM-Solver++(2M): one call a step, with noise.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 1 is the reverse SDE, 0 gives `dpmpp_2m`.
         rule: `midpoint`, or `taylor`, which k-diffusion calls "heun".
-        noise_scale: multiplies the noise.
+        noise_scale: Factor of the noise.
 
     Source: Lu et al. 2022, "SDE-DPM-Solver++(2M)" (arXiv:2211.01095); eta and the rules as in k-diffusion.
     """
@@ -126,13 +126,13 @@ def dpm_singlestep(
     The inner calls are at halves or thirds of the step in log-SNR. A step that touches an end is of order 1.
 
     Args:
-        schedule: from noise to data; with `of` "eps" it begins at alpha > 0.
-        orders: of every step, or of each.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        orders: Order of every step, or one for each step.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
-        rule: of the last stage, `farthest` or `exact` (published as "taylor").
+        rule: Rule of the last stage, `last_stage_only` or `exact` (published as "taylor").
 
     Raises:
-        RecipeError: an order that does not exist, or not as many as steps.
+        RecipeError: An order does not exist, or the number of orders is not the number of steps.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927); x0: algorithm 1, "2S" (arXiv:2211.01095).
     """
@@ -158,13 +158,13 @@ def dpm_singlestep_on_schedule(
     """Single steps whose inner calls are at the schedule's own levels: one call for each of its steps.
 
     Args:
-        schedule: from noise to data; with `of` "eps" it begins at alpha > 0.
-        orders: how many of the schedule's steps each single step takes; one number: `orders_for` that many calls.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        orders: Number of the schedule's steps that each single step takes. One number: `orders_for` that many calls.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
-        rule: of the last stage, `farthest` or `exact`.
+        rule: Rule of the last stage, `last_stage_only` or `exact`.
 
     Raises:
-        RecipeError: an order that does not exist, or orders that do not sum to the schedule's steps.
+        RecipeError: An order does not exist, or the orders do not sum to the schedule's steps.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927), with the authors' code's inner levels.
     """
@@ -189,13 +189,14 @@ def dpm_fast(
     """DPM-Solver-fast: single steps of order 3 and what is left, uniform in log-SNR between the schedule's ends.
 
     Args:
-        schedule: only its ends count; a last step onto clean data is of order 1.
-        calls: of the network, without the one of such a last step; None: one for each step of the schedule in all.
-        eta: of the noise added after each step, ancestral.
-        noise_scale: multiplies it.
+        schedule: Schedule, of which only the ends count; a last step onto clean data is of order 1.
+        calls: Number of network calls, without that of a last step onto clean data. None: one for each step of the
+            schedule in total.
+        eta: Share of the ancestral noise that is added after each step.
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: fewer than 1 call, or alpha = 0 at the first level.
+        RecipeError: alpha is 0 at the first level.
 
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927); eta as in k-diffusion.
     """
@@ -230,9 +231,9 @@ def dpmpp_2s_ancestral(schedule: Schedule, eta: float = 1.0, *, noise_scale: flo
     """DPM-Solver++(2S) to below each level, and noise up to it: two calls a step.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain.
-        noise_scale: multiplies the noise.
+        noise_scale: Factor of the noise.
 
     Source: Lu et al. 2022, algorithm 1 (arXiv:2211.01095), in k-diffusion's ancestral form.
     """
@@ -249,13 +250,13 @@ def dpmpp_sde(
     """DPM-Solver++ of the reverse SDE, single-step: two calls a step, noise at each.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 1 is the reverse SDE, 0 the ODE.
-        share: where the inner call is, as a part of the step in log-SNR, inside (0, 1].
-        noise_scale: multiplies the noise.
+        share: Position of the inner call, as a part of the step in log-SNR, inside (0, 1].
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: a share outside (0, 1].
+        RecipeError: share is outside (0, 1].
 
     Source: k-diffusion's sample_dpmpp_sde, after Lu et al. 2022, algorithm 1 (arXiv:2211.01095).
     """

@@ -31,14 +31,14 @@ def annealed_langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -
     (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
 
     Args:
-        schedule: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
-        each: network calls at each noisy level.
-        size: of a step against the level's variance, inside (0, 1): it adds size sigma^2 score and
-            sqrt(2 size) sigma noise, where Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2.
-            See `improved_size`.
+        schedule: Schedule from noise to data; alpha is above 0 everywhere, because x / alpha goes from level to level.
+        each: Number of network calls at each noisy level.
+        size: Size of a step relative to the level's variance, inside (0, 1). A step adds size sigma^2 score and sqrt(2
+            size) sigma noise. Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2. See
+            `ncsnpp_step_size`.
 
     Raises:
-        RecipeError: a size or a number of calls that cannot be, or a level with alpha = 0.
+        RecipeError: The size or the number of calls is out of range, or alpha is 0 at a level.
 
     Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600), whose epsilon of 2e-5 at sigma_L = 0.01 is size 0.1;
         the last call: Jolicoeur-Martineau et al. 2020, section 3.1 (arXiv:2009.05475).
@@ -64,8 +64,8 @@ def ncsnpp_step_size(schedule: Schedule, each: int) -> float:
     """The size of step with which `each` steps at a level come nearest to its variance from that of the level before.
 
     Args:
-        schedule: geometric in sigma / alpha; its first two levels are looked at.
-        each: calls at each level.
+        schedule: Schedule, geometric in sigma / alpha; only its first two levels are used.
+        each: Number of calls at each level.
 
     Source: Song & Ermon 2020, proposition 3 and technique 4 (arXiv:2006.09011): epsilon 6.2e-6 at sigma_L = 0.01,
         5 calls at each of 232 levels, is size 0.062.
@@ -144,10 +144,10 @@ def euler_maruyama(schedule: Schedule) -> CoefficientTable:
     The step onto clean data takes the estimate of x0 and adds no noise.
 
     Args:
-        schedule: from noise to data, alpha above 0 where it begins: f is infinite otherwise.
+        schedule: Schedule from noise to data; alpha is above 0 at its start, because f is infinite otherwise.
 
     Raises:
-        RecipeError: alpha = 0 at a level that is called.
+        RecipeError: alpha is 0 at a level of a network call.
 
     Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
     """
@@ -213,11 +213,12 @@ class LangevinPlan:
     """A Langevin step whose size gives the noise `1 / snr` times the length of the score's part.
 
     Args:
-        snr: of the paper: 0.16 where noise explodes, 0.01 for its variance-preserving networks.
-        steps: before each step of the predictor.
-        norm: of a noise or a score, (B,) or one number. The published code takes the mean over the batch; here
-            no sample depends on its neighbours.
-        largest: of a step against the level's variance, because the score is 0 at the top of a mode.
+        snr: Signal-to-noise ratio of the paper: 0.16 for variance-exploding networks, 0.01 for its variance-preserving
+            ones.
+        steps: Number of corrections before each step of the predictor.
+        norm: Norm of a noise or a score, (B,) or one number. The published code takes the mean over the batch; here no
+            sample depends on the others.
+        largest: Maximum size of a step relative to the level's variance, because the score is 0 at the top of a mode.
 
     Source: Song et al. 2021, algorithms 4 and 5 (arXiv:2011.13456).
     """
@@ -247,10 +248,10 @@ class PredictorCorrectorPlan:
     """Corrections at each level before the step from it.
 
     Args:
-        table: the predictor's rows.
-        levels: where each row's corrections are made.
-        corrector: that makes them.
-        scales: for each row, see `Corrector.move`.
+        table: Rows of the predictor.
+        levels: Noise level of each row's corrections.
+        corrector: Corrector of all levels.
+        scales: Scale of each row's corrections, see `Corrector.move`.
     """
 
     def __init__(
@@ -295,10 +296,10 @@ def predictor_corrector(
     """Langevin corrections at each level, then a step to the next one.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         predictor: `euler_maruyama`, `reverse_diffusion`, `ancestral` or another sampler that is a table.
-        snr: of the corrector; smaller for more cautious steps.
-        corrections: at each level, a network call each.
+        snr: Signal-to-noise ratio of the corrector; a smaller value gives smaller steps.
+        corrections: Number of corrections at each level, each with one network call.
 
     Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `LangevinPlan`.
     """

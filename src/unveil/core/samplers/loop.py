@@ -106,14 +106,14 @@ def rows_of(
     """The rows of tables of coefficients, whose first axis counts the levels; a 0-d one is that of every row.
 
     Args:
-        levels: of the rows' calls.
-        keep: of the rows, as are gains, noise and saved_gain.
-        gains: on the newest estimate, the one before it and so on.
-        noise: of the rows.
-        saved_gain: of the rows.
-        saves_x: of all rows.
-        spans: of the rows.
-        counts: how many of the gains each row has; None: all.
+        levels: Noise levels of the rows' calls.
+        keep: Factors of x, one for each row.
+        gains: Gains on the newest estimate, the one before it and so on.
+        noise: Factors of the noise, one for each row.
+        saved_gain: Factors of the saved x, one for each row.
+        saves_x: True if every row saves its x.
+        spans: Levels of each row between which its noise is the increment of a Brownian path.
+        counts: Number of gains of each row; None: all.
     """
     size = len(levels)
     columns = zip(
@@ -202,8 +202,8 @@ class CoefficientTable:
     """A plan of rows of coefficients.
 
     Args:
-        rows: in order. What a row draws is noise(number of the row).
-        of: what their gains combine, "x0" or "eps"; use eps where a row reaches back to an eps whose x is gone.
+        rows: Rows, in order. The noise of a row is noise(number of the row).
+        of: Estimate that the gains combine, "x0" or "eps"; use eps if a row reaches back to an eps whose x is gone.
     """
 
     def __init__(self, rows: Iterable[StepRow], of: Literal["x0", "eps"] = "x0") -> None:
@@ -234,7 +234,7 @@ class CoefficientTable:
         """Row `state.number` applied.
 
         Raises:
-            RecipeError: the row adds noise and no source of it was given.
+            RecipeError: The row adds noise and there is no source of it.
         """
         row, factors = self.rows[state.number], self._factors[state.number]
         x, past = state.x, state.past
@@ -280,15 +280,15 @@ def run(
     """Carry out a plan: from x at its first level to the sample at its last.
 
     Args:
-        plan: what a sampler returned.
-        step: the guided estimate.
+        plan: Plan that a sampler returned.
+        step: Guided denoiser.
         x: (B, ...) as `Schedule.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
-        on_step: called after each step; to stop, let it raise `errors.Cancelled`.
+        on_step: Function that is called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: the plan adds noise and no source of it was given.
-        NonFinite: x left the finite numbers; names the step and the level.
+        RecipeError: The plan adds noise and there is no source of it.
+        NonFinite: x is not finite; the error names the step and the level.
     """
     state = start = x if isinstance(x, SamplerState) else SamplerState(x)
     taken, due = 0, 1
@@ -346,7 +346,7 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:
-        RecipeError: it has no source.
+        RecipeError: There is no source of noise.
     """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")
@@ -413,7 +413,7 @@ class SamplingRun:
         """Run the sampler and return its result, added to the base if there is one, (B, *shape).
 
         Raises:
-            NonFinite: A state is not finite.
+            NonFinite: x is not finite; the error names the step and the level.
         """
         plan = self.make_plan(self.schedule) if self.plan is None else self.plan
         x = self.start()

@@ -33,11 +33,11 @@ def lms(schedule: Schedule, order: int = 4) -> CoefficientTable:
     In y = x / alpha the path is dy/dr = eps, so the polynomial through the last estimates is integrated exactly.
 
     Args:
-        schedule: from noise to data; begins at alpha > 0.
+        schedule: Schedule from noise to data, which begins at alpha > 0.
         order: 1 to 4; the first steps have fewer estimates, and a lower order.
 
     Raises:
-        RecipeError: an order that does not exist, or alpha = 0 at the first level.
+        RecipeError: The order does not exist, or alpha is 0 at the first level.
 
     Source: the linear multistep sampler of k-diffusion; rho-AB of Zhang & Chen 2022, section 3 (arXiv:2204.13902).
     """
@@ -56,11 +56,11 @@ def adams_bashforth(schedule: Schedule, order: int = 2) -> AdamsBashforth:
     """Adams-Bashforth in t on the velocity dx/dt = alpha' x0 + sigma' eps, for any spacing: one call a step.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         order: 1 to 4; the first steps have fewer velocities, and a lower order.
 
     Raises:
-        RecipeError: an order that does not exist.
+        RecipeError: The order does not exist.
 
     Source: Adams & Bashforth 1883; the velocity as in Lipman et al. 2022, eq. 23 (arXiv:2210.02747).
     """
@@ -154,11 +154,11 @@ def plms(schedule: Schedule, start: WarmupSteps = improved_euler) -> Coefficient
     Second order: the average's weights are those of an integral in even steps, but what carries it is not linear.
 
     Args:
-        schedule: from noise to data, evenly spaced in t or in log-SNR; begins at alpha > 0.
-        start: of the first steps: `improved_euler`, or `runge_kutta` (PNDM).
+        schedule: Schedule from noise to data, evenly spaced in t or in log-SNR, which begins at alpha > 0.
+        start: Method of the first steps: `improved_euler`, or `runge_kutta` (PNDM).
 
     Raises:
-        RecipeError: alpha = 0 at the first level.
+        RecipeError: alpha is 0 at the first level.
 
     Source: Liu et al. 2022, section 3 (arXiv:2202.09778): the transfer is DDIM's, the gradient is averaged.
     """

@@ -33,12 +33,12 @@ def euler(
     """Euler steps in sigma / alpha: DDIM without noise, with EDM's churn before each step.
 
     Args:
-        schedule: from noise to data.
-        s_churn: noise added in the whole run; each step raises sigma / alpha by s_churn / steps of itself, at most
-            sqrt(2) - 1.
-        s_tmin: no churn below this sigma / alpha.
-        s_tmax: no churn above this one.
-        s_noise: deviation of the noise that is added, near 1.
+        schedule: Schedule from noise to data.
+        s_churn: Amount of noise added in the whole run; each step raises sigma / alpha by s_churn / steps of itself, at
+            most sqrt(2) - 1.
+        s_tmin: Minimum of sigma / alpha for churn.
+        s_tmax: Maximum of sigma / alpha for churn.
+        s_noise: Deviation of the noise that is added, near 1.
 
     Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
     """
@@ -60,12 +60,12 @@ def heun(
     """Second-order steps in sigma / alpha, the last one onto the data of first order; churn as in `euler`.
 
     Args:
-        schedule: from noise to data.
-        node: where in the step the second call is, above 0: 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint's.
-        s_churn: see `euler`.
-        s_tmin: see `euler`.
-        s_tmax: see `euler`.
-        s_noise: see `euler`.
+        schedule: Schedule from noise to data.
+        node: Position of the second call in the step, above 0: 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint's.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
     """
@@ -97,12 +97,13 @@ def dpm2(
     """The midpoint's slope over the whole step, where the middle is a mean of the two sigma / alpha.
 
     Args:
-        schedule: from noise to data.
-        power: of the mean, 0 to 1: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 consistency models'.
-        s_churn: see `euler`.
-        s_tmin: see `euler`.
-        s_tmax: see `euler`.
-        s_noise: see `euler`.
+        schedule: Schedule from noise to data.
+        power: Power of the mean, 0 to 1. 0 is the geometric mean (DPM-Solver-2's middle in log-SNR), 1/3 is that of
+            consistency models.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
     """
@@ -121,9 +122,9 @@ def euler_ancestral(schedule: Schedule, *, eta: float = 1.0, noise_scale: float 
     """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
 
     Args:
-        schedule: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain.
-        noise_scale: factor of the noise.
+        noise_scale: Factor of the noise.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
     """
@@ -140,10 +141,10 @@ def dpm2_ancestral(
     """`dpm2`'s steps to below the next level, and noise back up to it.
 
     Args:
-        schedule: from noise to data.
-        eta: see `euler_ancestral`.
-        noise_scale: see `euler_ancestral`.
-        power: see `dpm2`.
+        schedule: Schedule from noise to data.
+        eta: Share of the ancestral noise, see `euler_ancestral`.
+        noise_scale: Factor of the noise, see `euler_ancestral`.
+        power: Power of the mean, see `dpm2`.
 
     Source: the k-diffusion library.
     """
@@ -252,7 +253,7 @@ class Churn(NamedTuple):
         The levels are returned as they are and as a table.
 
         Raises:
-            RecipeError: the process does not reach such a level.
+            RecipeError: The process does not reach such a level.
         """
         here, there = schedule.steps
         if self.amount == 0:

@@ -68,12 +68,12 @@ def inner_steps(
     """The rows of single steps with calls between their ends; one row for a step that touches an end.
 
     Args:
-        schedule: whose process has the levels between.
-        tables: of the levels from and to which the steps go.
-        levels: from which they go.
-        order: calls of each step.
-        of: see `stages`.
-        rule: see `stages`.
+        schedule: Schedule whose process has the levels between.
+        tables: Tables of the levels from and to which the steps go.
+        levels: Levels from which the steps go.
+        order: Number of calls of each step.
+        of: Estimate that is combined, see `stages`.
+        rule: Rule of the last stage, see `stages`.
     """
     here, there = tables
     inside = in_any_part(delta_lambda(here, there) != 0).tolist()
@@ -101,10 +101,10 @@ def single_steps(
     """The rows of each of the single steps of a table, see `stages`.
 
     Args:
-        nodes: tables of the steps' first levels, second levels and so on.
-        levels: the same, without the last ones, which are not called.
-        of: the estimate that is combined.
-        rule: of the last stage.
+        nodes: Tables of the steps' first levels, second levels and so on.
+        levels: Levels of the nodes, without the last ones, which are not called.
+        of: Estimate that is combined.
+        rule: Rule of the last stage.
     """
     first = linear_step(nodes[0], nodes[1], of)
     calls = [rows_of(levels[0], first.keep, (first.gain,), saves_x=len(nodes) > 2)]

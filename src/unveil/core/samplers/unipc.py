@@ -67,15 +67,16 @@ def unipc(
     one row: what the corrector adds is a sum of estimates, like the next prediction. The last x is not corrected.
 
     Args:
-        schedule: from noise to data; with `of` "eps" it begins at alpha > 0.
-        order: of the predictor; the first steps have fewer estimates, and a lower order.
-        of: the estimate that is combined, "x0" or "eps".
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        order: Order of the predictor; the first steps have fewer estimates, and a lower order.
+        of: Estimate that is combined, "x0" or "eps".
         predict: `b1`, `b2` or `varying`.
-        correct: the same of the corrector; its first node is where the corrected step began, the second its end.
-        lower_below: with fewer steps than this the last ones fall to order 2 and 1: always, as published; 0 never.
+        correct: Rule of the corrector; its first node is the start of the corrected step, the second its end.
+        lower_below: Number of steps below which the last steps have order 2 and 1. The default is always, as published;
+            0: never.
 
     Raises:
-        RecipeError: an order that does not exist, or eps from alpha = 0.
+        RecipeError: The order does not exist, or eps starts at alpha = 0.
 
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
