@@ -60,10 +60,10 @@ class RectifiedFlow:
 
 @dataclass(frozen=True)
 class TimeShift:
-    """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
+    """Process whose time is shifted towards the noise: the level of another process at s t / (1 + (s - 1) t).
 
-    Larger images need more noise to lose the same share of what is in them, because neighbouring pixels tell
-    the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
+    Larger images need more noise to lose the same share of their content, because neighbouring pixels are alike. A
+    shift of `resolution_shift` compensates for this. The network gets the index of the shifted time.
 
     Args:
         process: Process that is shifted.
@@ -99,7 +99,7 @@ class TimeShift:
         return self.process.timestep(level._replace(t=self._inner(level.t)))
 
     def trainable(self, u: Tensor) -> Tensor:
-        """As even in this t as the process allows."""
+        """Times spread as evenly in this t as the process allows."""
         return self.within(self.process.trainable(u))
 
     def within(self, t: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class TimeShift:
         return self._outer(self.process.within(self._inner(t)))
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """That of the process."""
+        """Deviation of the process's prior."""
         return self.process.prior(level._replace(t=self._inner(level.t)))
 
     def _inner(self, t: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ class TimeShift:
 
 @dataclass(frozen=True)
 class DynamicShift(TimeShift):
-    """A shift that follows the number of the network's tokens: its logarithm, or itself, rises in a straight line.
+    """Shift that depends on the number of tokens: its logarithm, or the shift itself, is linear in that number.
 
-    `sized` gives the process for latents of another shape, with the shift that belongs to them.
+    `resized` returns the process for latents of another shape, with their shift.
 
     Args:
         process: Process that is shifted.
@@ -139,7 +139,7 @@ class DynamicShift(TimeShift):
     exponential: bool = True
 
     def resized(self, shape: Sequence[int]) -> DynamicShift:
-        """The process for latents (C, H, W), or (C, T, H, W) of clips, whose frames count as well."""
+        """Return the process for latents (C, H, W) of images or (C, T, H, W) of videos, whose frames count as well."""
         tokens = math.prod(shape[1:-2]) * (shape[-2] // self.patch) * (shape[-1] // self.patch)
         slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
         value = self.low[1] + slope * (tokens - self.low[0])
@@ -148,9 +148,9 @@ class DynamicShift(TimeShift):
 
 @dataclass(frozen=True)
 class SqrtSizeShift(TimeShift):
-    """A shift that grows with the root of the size, so that every size keeps the uncertainty of one.
+    """Shift proportional to the root of the size, so that every size has the same uncertainty.
 
-    `sized` gives the process for samples of another shape, in training and in sampling alike.
+    `resized` returns the process for samples of another shape, both in training and in sampling.
 
     Args:
         process: Process that is shifted.
@@ -164,7 +164,7 @@ class SqrtSizeShift(TimeShift):
     places: int
 
     def resized(self, shape: Sequence[int]) -> SqrtSizeShift:
-        """The process for samples (C, H, W) or (C, T, H, W)."""
+        """Return the process for samples (C, H, W) or (C, T, H, W)."""
         places = math.prod(shape[1:])
         return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)
 

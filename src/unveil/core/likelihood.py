@@ -49,7 +49,7 @@ def decoder_nll(x0: Tensor, mean: Tensor, log_std: Tensor, *, bins: int = 256) -
 def bound_term(
     step: Transition, x0: Tensor, x: Tensor, mean: Tensor, log_variance: Tensor, *, bins: int = 256
 ) -> Tensor:
-    """One term of the bound per sample, (B,) in bits/dim: the KL of a step, or the decoder's where s is the data.
+    """One term of the bound per sample, (B,) in bits/dim: the KL of a step, or the decoder's term if s is the data.
 
     Args:
         step: Step of the chain, one for all or one per sample (B,).
@@ -103,7 +103,7 @@ def bound(
     bins: int = 256,
     on_term: Callable[[int, int], object] | None = None,
 ) -> VariationalBound:
-    """Every term of the bound, one network call each.
+    """All terms of the bound, with one network call each.
 
     Args:
         step: Denoiser with its condition bound. Clip x0 by wrapping it, which may only tighten the bound for data in

@@ -61,7 +61,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 
 def sigmoid(bias: float = 0.0) -> Weight:
-    """On eps: 1 in the noise, falling to 0 as a sigmoid of bias - log SNR.
+    """Sigmoid weight: on eps it is 1 in the noise and falls to 0 as a sigmoid of bias - log SNR.
 
     Published over levels even in log-SNR: train with `timestep_sampling.UniformLogSNR`.
 

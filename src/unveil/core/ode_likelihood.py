@@ -1,4 +1,4 @@
-"""The likelihood of the probability-flow ODE: how the density of x changes on the deterministic path to noise.
+"""Likelihood of the probability-flow ODE, from the change of the density of x on the deterministic path to noise.
 
 With h^2 = alpha^2 + sigma^2, c = alpha / h, s = sigma / h and u = log(sigma / alpha), the path of y = x / h is
 
@@ -141,7 +141,7 @@ def probability_flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Tensor:
-    """X (B, ...) carried along the deterministic path from one level to another, in either direction.
+    """Return x (B, ...) moved along the deterministic path from one level to another, in either direction.
 
     Arguments and errors are those of `log_density`. Source: Song et al. 2021, eq. 13 (arXiv:2011.13456).
     """
@@ -159,7 +159,7 @@ def bits_per_dim(log_density: Tensor, size: int, width: float = BIN) -> Tensor:
 
 
 def dequantised(x: Tensor, noise: Tensor, width: float = BIN) -> Tensor:
-    """X with every value moved evenly within its bin; the normal distribution function makes the noise uniform."""
+    """Return x with uniform noise within the bin of each value; the normal distribution function makes it uniform."""
     return x + width * (torch.special.ndtr(noise) - 0.5)
 
 
@@ -174,7 +174,7 @@ def rademacher(noise: Noise) -> Noise:
 
 
 def axes(x: Tensor) -> Noise:
-    """As many probes as a sample has numbers, which together give the trace itself: for few dimensions."""
+    """Probes along the axes, as many as a sample has numbers: the exact trace, for few dimensions."""
 
     def axis(step: int, draw: int = 0) -> Tensor:
         del draw
@@ -251,7 +251,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 def _solved(
     field: Field, y: Tensor, ends: tuple[float, float], beside: int, tolerance: tuple[float, float]
 ) -> tuple[Tensor, Tensor, int]:
-    """Y and the sums (B, K) at the end, and the number of calls; each sample has its own place and width of step."""
+    """Return y and the sums (B, K) at the end, and the number of calls; each sample has its own steps."""
     start, end = ends
     u = torch.full((len(y),), start, dtype=torch.float64)
     width = torch.full_like(u, math.copysign(min(0.1, abs(end - start)), end - start))

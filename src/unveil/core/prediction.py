@@ -29,12 +29,12 @@ Prediction = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
 
 
 def x0(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The clean sample; at sigma = 0 eps has left no trace and is taken as 0."""
+    """The clean sample; at sigma = 0 x contains no eps, which is taken as 0."""
     return torch.ones_like(level.t), torch.zeros_like(level.t)
 
 
 def eps(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The noise; at alpha = 0 it says nothing about x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
+    """The noise; at alpha = 0 it does not determine x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
     return torch.zeros_like(level.t), torch.ones_like(level.t)
 
 

@@ -31,7 +31,7 @@ class Process(Protocol):
         ...
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The number that a network is given for this level."""
+        """The network's time input for this level."""
         ...
 
     def trainable(self, u: Tensor) -> Tensor:
@@ -43,12 +43,12 @@ class Process(Protocol):
         ...
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """The deviation of x at a noisy level where nothing is known of x0: what a sample starts from."""
+        """The deviation of x at a noisy level without knowledge of x0: the deviation of a sample's start."""
         ...
 
 
 def partly(level: NoiseLevel, noised: Tensor) -> NoiseLevel:
-    """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
+    """The level where `noised` is True and clean data elsewhere, so that the other parts stay clean as context.
 
     Args:
         level: Noise level, one for all or one number per sample (B,).
@@ -98,7 +98,7 @@ class LinearVP:
         return level.t * self.index_scale
 
     def trainable(self, u: Tensor) -> Tensor:
-        """(0, 1], kept off the data end, where eps has no trace in x."""
+        """(0, 1], kept off the data end, where x contains no eps."""
         return 1 - u * (1 - 1e-5)
 
     def within(self, t: Tensor) -> Tensor:
@@ -155,12 +155,12 @@ class CosineVP:
 class DiscreteVP:
     """A table of betas, as DDPM, Stable Diffusion and DiT use; exact at its N indices.
 
-    Index i lies at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between
-    indices log(alpha / sigma) is interpolated linearly ("log-snr", k-diffusion's rule) or log(alpha) is
-    ("log-alpha", DPM-Solver's), which lets every continuous sampler run. Below index 0 the first line
-    goes on until t = 0, where the level jumps to clean data: data itself has no finite ratio. A last beta of
-    1 leaves alpha = 0 at t = 1; on the way there, where no logarithm can be interpolated, alpha is. The
-    derivatives are those of the interpolant, at an index those of the segment below it.
+    Index i is at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between indices log(alpha /
+    sigma) is interpolated linearly ("log-snr", k-diffusion's rule), or log(alpha) is ("log-alpha", DPM-Solver's). Every
+    continuous sampler can therefore run. Below index 0 the first line continues until t = 0, where the level jumps to
+    clean data, which has no finite ratio. A last beta of 1 gives alpha = 0 at t = 1; the last segment interpolates
+    alpha, because the logarithm is infinite. The derivatives are those of the interpolant, at an index those of the
+    segment below it.
 
     Args:
         betas: Variances added by the steps, inside (0, 1), at least two; the last may be 1.
@@ -202,7 +202,7 @@ class DiscreteVP:
         self._last_alpha = self.alpha_bar[-2].sqrt()  # where the way down to alpha = 0 begins
 
     def __repr__(self) -> str:
-        """The facts that tell two tables apart."""
+        """Return the values that distinguish two tables."""
         first, last = self.betas[0].item(), self.betas[-1].item()
         return f"DiscreteVP({self.steps} betas, {first:.3g}...{last:.3g}, interpolate={self.interpolate!r})"
 
@@ -256,7 +256,7 @@ class DiscreteVP:
         return (as_tensor(index) + 1) / self.steps
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The index of a level, fractional between indices, times what `rescale` asks."""
+        """The index of a level, fractional between indices, scaled by `rescale`."""
         place = level.t * self.steps - 1
         whole = place.round()
         exact = place.sub(whole).abs().lt(1e-6) | (self.rounding == "nearest")
@@ -343,9 +343,9 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """The table whose last level holds no data at all: alpha moved and stretched so that it ends at 0.
+    """The table whose last level contains no data: alpha is shifted and scaled so that it ends at 0.
 
-    The first level stays as it is. eps-prediction has nothing to say at the last one: predict v or x0.
+    The first level does not change. At the last one eps does not determine x0: predict v or x0.
 
     Args:
         table: Betas, (steps,).

@@ -1,4 +1,4 @@
-"""Lists of levels from noise to data: where a sampler calls the network."""
+"""Schedules: lists of noise levels, from noise to data, at which a sampler calls the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unveil.types import NoiseLevel, like
 
 
 class Schedule(Sequence[NoiseLevel]):
-    """Levels of one process, noise first; the last one is where the sample ends, and is not evaluated.
+    """Noise levels of one process, noise first; the last one is that of the sample, and is not evaluated.
 
     Where levels are one number per sample or per token, a part may keep its level from one to the next.
 
@@ -151,7 +151,7 @@ def unit_fractions(steps: int) -> list[float]:
 def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """True for the steps of a table on which sigma / alpha falls; where parts differ it may stay.
 
-    Multiplied out, since alpha may be 0.
+    The ratios are multiplied out, because alpha may be 0.
     """
     before, after = here.sigma * there.alpha, there.sigma * here.alpha
     return after < before if before.ndim == 1 else (before - after >= 0).flatten(1).all(1)
@@ -194,7 +194,7 @@ def uniform(process: Process, steps: int) -> Schedule:
 
 
 def from_times(process: Process, times: Sequence[Tensor | float]) -> Schedule:
-    """A user's own times, falling; append 0.0 to end at the data."""
+    """Schedule of a user's own times, falling; append 0.0 to end at the data."""
     return Schedule(process, levels_at(process, times))
 
 
@@ -227,7 +227,7 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Sched
 
 
 def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
-    """A user's own sigmas, falling; append 0.0 to end at the data.
+    """Schedule of a user's own sigmas, falling; append 0.0 to end at the data.
 
     Args:
         process: Any process.
@@ -362,7 +362,7 @@ def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
 def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
     """Indices 0, k, 2k, ... with k = N // steps, which begin below the last index.
 
-    Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
+    It always has `steps` calls. If the published code's range has one more (7 of 1000 gave 8), it ends earlier.
 
     Args:
         process: Discrete process.
@@ -376,7 +376,7 @@ def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
 
 
 def latent_diffusion(process: Process, steps: int) -> Schedule:
-    """`leading` with offset 1, and a last step onto index 0 in place of the data: latent diffusion's DDIM.
+    """`leading` with offset 1, and a last step onto index 0 instead of the data: latent diffusion's DDIM.
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), published code.
     """
@@ -412,7 +412,7 @@ def quadratic(process: Process, steps: int) -> Schedule:
 def respaced(process: Process, spacing: str) -> Schedule:
     """The published strings: "250", "10,15,20" (counts per equal part), "ddim25" (a whole stride), "fast27".
 
-    A respaced chain is nothing but a coarser list of levels.
+    A respaced chain is a coarser list of levels.
 
     Raises:
         RecipeError: The string has another form, or a count does not fit.
@@ -453,8 +453,8 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
 def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from t = 1 to sigma(last), and a last step onto the data: Stable Diffusion 3's levels.
 
-    The last call lies at the t that equals the noise of t = `last`: in a shifted process that is `last` shifted, as
-    in the published scheduler, which shifts its ends and then all levels between them.
+    The last call is at the t that equals the noise of t = `last`. In a shifted process that is `last` shifted, as in
+    the published scheduler, which shifts its ends and then all levels between them.
 
     Args:
         process: Rectified flow, shifted or not.
@@ -487,7 +487,7 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
 def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from a little below t = 1 to one step above `last`, and a last step onto the data.
 
-    These are the levels of Wan's solver, which asks for a finite log-SNR at the first one.
+    These are the levels of Wan's solver, which requires a finite log-SNR at the first one.
 
     Args:
         process: Rectified flow, shifted or not.

@@ -1,4 +1,4 @@
-"""Times that a batch is trained at, and the weights that keep the loss unbiased."""
+"""Times of a training batch, and the weights that keep the loss unbiased."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unveil.types import NoiseLevel
 
 
 class TimeSampler(Protocol):
-    """From uniform numbers to times of any process, with importance weights."""
+    """Map from uniform numbers to times of any process, with importance weights."""
 
     def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Times (B,) at which a network is trained, and what the losses there are multiplied with, both float64.
@@ -26,7 +26,7 @@ class TimeSampler(Protocol):
 
 
 class Uniform:
-    """Every time equally often."""
+    """Uniform distribution of times."""
 
     def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The process's own even spread, with weight 1."""
@@ -70,7 +70,7 @@ class Stratified:
 class LogNormal:
     """log(sigma / alpha) normal: the same noise to signal under every process.
 
-    What lies beyond the ends of a process falls onto them; a table's nearest level is taken.
+    Values beyond the ends of a process are moved to the ends; of a table the nearest level is taken.
 
     Args:
         location: Mean of log(sigma / alpha), EDM's P_mean.
@@ -225,7 +225,7 @@ class SecondMoment:
         return {"history_table": self.history_table.clone(), "counts": self.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.history_table = state["history_table"].clone()
         self.counts = state["counts"].clone()
 

@@ -40,7 +40,7 @@ class Transition(NamedTuple):
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> Transition:
-    """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
+    """The step from level t to the cleaner level s; parts of x that are clean at t do not change."""
     ratio = t.alpha / s.alpha
     variance = elementary.square(t.sigma)
     beta = variance - elementary.square(ratio * s.sigma)
@@ -93,7 +93,7 @@ class Chain(Sequence[Transition]):
 
 
 def chain_of(process: object) -> Chain:
-    """The chain over every level of a discrete process, worked out once.
+    """The chain over every level of a discrete process, computed once.
 
     Raises:
         RecipeError: The process has continuous time, and so no chain.

@@ -1,4 +1,4 @@
-"""Variance-exploding processes: alpha = 1, and noise is added until it drowns the data."""
+"""Variance-exploding processes: alpha = 1, and noise is added until it dominates the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unveil.types import NoiseLevel
 class VE:
     """The variance-exploding SDE: sigma rises geometrically, from sigma_min at t = 0 to sigma_max at t = 1.
 
-    Times above 1 go on along the curve, where added noise may lead. The network is given sigma itself.
+    Times above 1, which added noise can reach, continue the curve. The network gets sigma itself.
 
     Args:
         sigma_min: Cleanest level, t = 0; clean data is beyond it.
@@ -63,15 +63,15 @@ class VE:
         return t.clamp(0, 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 
 @dataclass(frozen=True)
 class DiscreteVE:
-    """NCSN's noise levels: a geometric table, whose network is given a level's number, 0 the noisiest.
+    """NCSN's noise levels: a geometric table, whose network gets a level's number, 0 the noisiest.
 
-    Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VEPreconditioning`.
+    Number i is at t = 1 - i / (levels - 1); between the numbers the curve is that of `VE`.
 
     Args:
         sigma_min: Cleanest level, t = 0; clean data is beyond it.
@@ -107,7 +107,7 @@ class DiscreteVE:
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The number of the nearest level, 0 the noisiest: the network knows no other."""
+        """The number of the nearest level, 0 the noisiest; the network was trained on these only."""
         number = (1.0 - level.t) * (self.levels - 1)
         return number.round().clamp(0, self.levels - 1)
 
@@ -120,16 +120,16 @@ class DiscreteVE:
         return (t.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 
 @dataclass(frozen=True)
 class EDMProcess:
-    """Noise with sigma as its own clock: sigma = sigma_max t, so that dx/dsigma is a straight look at eps.
+    """Process with sigma as its time: sigma = sigma_max t, so that dx/dsigma is eps itself.
 
-    t = 0 is clean data. Times above 1 go on along the line, where churn may lead. The network is given sigma;
-    a preconditioning makes log(sigma) / 4 or another number of it.
+    t = 0 is clean data. Times above 1, which churn can reach, continue the line. The network gets sigma; a
+    preconditioning turns it into log(sigma) / 4 or another number.
 
     Args:
         sigma_min: Cleanest level of schedules and training.
@@ -170,7 +170,7 @@ class EDMProcess:
         return t.clamp(self.sigma_min / self.sigma_max, 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 

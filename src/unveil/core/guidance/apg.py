@@ -1,4 +1,4 @@
-"""Classifier-free guidance with the part of its difference that does harm taken out: APG and CFG-Zero*."""
+"""Classifier-free guidance without the harmful part of its difference: APG and CFG-Zero*."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from unveil.types import NoiseLevel, like
 
 
 class Momentum:
-    """The running sum of APG's differences: what one run remembers. Make one for each run.
+    """Running sum of APG's differences, the state of one run. Make one for each run.
 
-    A call continues the sum of the call at the next noisier level. So a corrector's second call at a level replaces
-    the first, a jump back to noisier levels takes up what was there, and a run that starts over starts from nothing.
+    A call continues the sum of the call at the next noisier level. So a corrector's second call at a level replaces the
+    first. A jump back to noisier levels continues the sum of those levels. A run that starts again starts from 0.
 
     Args:
         beta: Share of the earlier sum, inside (-1, 1). The paper's values are negative and damp what repeats.
@@ -56,7 +56,7 @@ def apg(
 ) -> DenoiseFn:
     """Adaptive projected guidance: the difference in x0, damped, bounded, and mostly across the conditional x0.
 
-    The part along the conditional x0 is what saturates colours. With parallel = 1 and nothing else it is `cfg`.
+    The part along the conditional x0 saturates colours. With parallel = 1 and no other option this is `cfg`.
 
     Args:
         conditional: Denoiser with the condition.
@@ -100,10 +100,10 @@ def cfg_zero(
     still_from: float = 1.0,
     of: Prediction = prediction.flow,
 ) -> DenoiseFn:
-    """CFG-Zero*: the null velocity scaled to fit the conditional one, and none at all in the first steps.
+    """CFG-Zero*: the null velocity is scaled to fit the conditional one; in the first steps the velocity is 0.
 
-    Where the velocity is set to 0 neither step is called, and x stays as it is: the first guess of a flow model is
-    worse than none.
+    If the velocity is set to 0, neither step is called and x does not change. The first guess of a flow model is worse
+    than none.
 
     Args:
         conditional: Denoiser with the condition.
@@ -133,7 +133,7 @@ def cfg_zero(
 
 
 def _noised(x0: Tensor, level: NoiseLevel) -> Tensor:
-    """X0 with 0 in the place of parts that are clean already, which guidance must not move."""
+    """x0 with 0 in the parts that are already clean, which guidance must not move."""
     return x0 if not level.sigma.ndim else x0 * like((level.sigma > 0).to(torch.float64), x0)
 
 

@@ -1,4 +1,4 @@
-"""Guidance by the difference of two estimates, and where in a run it acts."""
+"""Guidance by the difference of two estimates, and its interval within a run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unveil.types import NoiseLevel, like
 def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int | None = None) -> DenoiseFn:
     """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 means no guidance.
 
-    Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative
-    prompt is another condition in the place of null. Where the scale is 1 the null step is not called.
+    Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative prompt is
+    another condition instead of null. If the scale is 1, the null step is not called.
 
     Args:
         conditional: Denoiser with the condition.
@@ -58,8 +58,8 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
 def multi_condition(steps: Sequence[DenoiseFn], scales: Sequence[Scale]) -> DenoiseFn:
     """Conditions added one after the other, each with its own scale: s0 + sum of scales[i] (s[i + 1] - s[i]).
 
-    InstructPix2Pix is `nested([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is 0 are
-    not called.
+    InstructPix2Pix is `multi_condition([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is
+    0 are not called.
 
     Raises:
         RecipeError: The number of scales is not the number of steps after the first.
@@ -95,7 +95,7 @@ def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequenc
 
 
 def autoguidance(strong: DenoiseFn, weak: DenoiseFn, scale: Scale) -> DenoiseFn:
-    """Away from a weaker model - smaller, or trained for less time - of the same task and condition.
+    """Guidance away from a weaker model (smaller, or trained for less time) of the same task and condition.
 
     Source: Karras et al. 2024, eq. 3 (arXiv:2406.02507).
     """
@@ -165,7 +165,7 @@ def rescale(
 
 
 def lerp_estimates(start: Estimate, end: Estimate, weight: Tensor, x: Tensor) -> Estimate:
-    """From one estimate to the other, by a share that may differ per sample and channel."""
+    """Interpolate between two estimates, by a share that may differ per sample and channel."""
     if not weight.ndim:
         return start.towards(end, weight.item())
     share = like(weight, x)
@@ -189,7 +189,7 @@ def _per_channel(weight: Tensor, x: Tensor, channels: int | None) -> Tensor:
 
 
 def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Tensor], x: Tensor, level: NoiseLevel) -> Estimate:
-    """The sum of weighted estimates; weights sum to 1, so that x = alpha x0 + sigma eps goes on holding."""
+    """Weighted sum of estimates; the weights sum to 1, so that x = alpha x0 + sigma eps remains true."""
     used = [(step, w) for step, w in zip(steps, weights, strict=True) if w.ndim or w != 0]
     if len(used) == 1:
         return used[0][0](x, level)

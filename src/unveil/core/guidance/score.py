@@ -1,9 +1,9 @@
-"""Guidance by the gradient of a score of x: a classifier, a regressor, a likeness.
+"""Guidance by the gradient of a score of x: a classifier, a regressor, a similarity.
 
 A score goes into a sampler by one of the two forms of Dhariwal & Nichol 2021 (arXiv:2105.05233):
 
-    ancestral(schedule, shift=gradient(score, 2.0))     # algorithm 1: the mean moves by the variance times the gradient
-    steer(step, gradient(score, 2.0))               # algorithm 2: eps - sigma gradient, for any sampler
+    ancestral(schedule, shift=gradient(score, 2.0))  # algorithm 1: the mean moves by the variance times the gradient
+    shift_eps(step, gradient(score, 2.0))            # algorithm 2: eps - sigma gradient, for any sampler
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Score = Callable[[Tensor, NoiseLevel], Tensor]
 
 
 def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
-    """The step whose noise is eps - sigma shift(x, level): the score of the data times what the shift stands for.
+    """Return the step whose noise is eps - sigma shift(x, level): its score is that of the data plus the shift.
 
-    Where alpha = 0 x holds nothing whose gradient could say where x0 is, and the estimate stays as it is: begin the
-    schedule just below, where it matters.
+    Where alpha = 0, x contains no information on x0, and the estimate does not change. Begin the schedule just below,
+    if this matters.
 
     Args:
         step: Denoiser to guide.
@@ -57,9 +57,9 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
 
 
 def gradient(score: Score, scale: Scale = 1.0) -> Shift:
-    """The score's gradient in x, times the scale: what `steer` and the ancestral sampler's shift take.
+    """Return the gradient of the score in x, times the scale, for `shift_eps` and for the ancestral sampler's shift.
 
-    Gradients are switched on for it, wherever it is called.
+    It enables gradients itself.
 
     Args:
         score: Score of each sample; larger is better. It must not depend on the other samples.
@@ -80,7 +80,7 @@ def gradient(score: Score, scale: Scale = 1.0) -> Shift:
 
 
 def on_estimate(step: DenoiseFn, score: Score) -> Score:
-    """A score of clean images, taken of the x0 that the step sees in x; its gradient goes through the network.
+    """Score of clean images, evaluated at the step's estimate of x0; its gradient goes through the network.
 
     Source: Bansal et al. 2023, eq. 6 (arXiv:2302.07121).
     """
@@ -151,7 +151,7 @@ def regression(
 
 @contextmanager
 def requires_grad_copy(x: Tensor) -> Iterator[Tensor]:
-    """X as the input of a computation with gradients, though the sampler runs without."""
+    """Copy of x as the input of a computation with gradients, within a sampler that runs without gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         yield (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 

@@ -23,9 +23,9 @@ def ddrm(
     eta: float = 0.85,
     eta_b: float = 1.0,
 ) -> DDRMPlan:
-    """A plan that samples images x with A x = y (plus noise): each singular direction is led by what y says of it.
+    """Return a plan that samples images x with A x = y (plus noise); y determines each singular direction separately.
 
-    Start it at `DDRMPlan.start(noise)`. On a schedule that ends at the data a noiseless measurement is met exactly.
+    Start it at `DDRMPlan.start(noise)`. With a schedule that ends at the data a noiseless measurement is met exactly.
 
     Args:
         schedule: Schedule from noise to data; about 20 steps are enough.
@@ -50,7 +50,7 @@ def ddrm(
 
 
 class DDRMPlan:
-    """The steps of DDRM; its coefficients differ between singular directions, so that no table can hold them."""
+    """Steps of DDRM. The coefficients differ between singular directions, so they do not fit into a table."""
 
     def __init__(
         self, schedule: Schedule, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float
@@ -71,14 +71,14 @@ class DDRMPlan:
         return state.number >= self.total
 
     def start(self, noise: Tensor) -> Tensor:
-        """Start of the run: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
+        """Start of the run: noise (B, ...) around the measurement, at the first level. Source: eq. 7."""
         measured, doubt = self._measured(noise)
         alpha, sigma = (like(value, noise) for value in self.schedule[0][1:3])
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
         return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One step: V^T x at the next level, each direction by what is known of it. Source: eq. 8."""
+        """One step: V^T x at the next level, each direction by its own measurement. Source: eq. 8."""
         del out
         here, there = self.schedule[state.number], self.schedule[state.number + 1]
         estimate = step(state.x, here)
@@ -104,7 +104,7 @@ class DDRMPlan:
 
 
 def _left(sigma: Tensor | float, doubt: Tensor) -> Tensor:
-    """The deviation that is left of sigma when the noise of y is counted in."""
+    """Deviation that remains of sigma after the noise of y is subtracted."""
     return (sigma**2 - doubt**2).clamp(min=0).sqrt()
 
 

@@ -15,9 +15,9 @@ from unveil.types import NoiseLevel
 
 
 def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> DPSPlan:
-    """A plan that after each step goes down the gradient of |y - measure(x0)| at the x before it.
+    """Return a plan that after each step descends the gradient of |y - measure(x0)| at the x before the step.
 
-    It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
+    The result approaches the measurement but does not meet it; `project` does so afterwards if it is linear.
 
     Args:
         plan: Plan of one call per step; the published one is `ancestral(schedule)`.
@@ -37,7 +37,7 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
 
 
 class DPSPlan:
-    """A plan, each of whose steps is followed by one towards the measurement."""
+    """Plan in which each step is followed by a step towards the measurement."""
 
     def __init__(self, plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, scale: float) -> None:
         self.plan = plan
@@ -47,7 +47,7 @@ class DPSPlan:
 
     @property
     def total(self) -> int | None:
-        """That of the plan."""
+        """The number of steps of the plan."""
         return self.plan.total
 
     def is_done(self, state: SamplerState) -> bool:

@@ -1,4 +1,4 @@
-"""Generation around known numbers: replacement, and RePaint's going back and forth."""
+"""Inpainting: replacement of the known pixels, and RePaint's jumps back to noisier levels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unveil.types import NoiseLevel, like
 
 
 def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
-    """The step whose x0 is known where `keep` is True.
+    """Return the step whose x0 is replaced by the known pixels where `keep` is True.
 
-    Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
-    sigma eps with one eps where it is deterministic, by q(x_s | x_t, x0) where it is ancestral, which at each level
-    is the law of images noised again. A schedule that ends at the data gives back the known numbers bit by bit with
-    samplers of one call per step; `paste` does so for all.
+    Every sampler then moves the known pixels as if they had been noised. A deterministic sampler moves them along x_t =
+    alpha x0 + sigma eps with one eps. An ancestral one moves them by q(x_s | x_t, x0), which at each level is the
+    distribution of newly noised images. With a schedule that ends at the data, samplers of one call per step return the
+    known pixels bit by bit; `paste` does so for all samplers.
 
     Args:
         step: Denoiser to guide.
@@ -47,7 +47,7 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
 
 def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
-    """X with the known numbers in their place, bit by bit.
+    """Return x with the known pixels pasted in, bit by bit.
 
     Raises:
         ShapeError: The mask is not boolean or does not fit, or the images have different shapes.
@@ -57,9 +57,9 @@ def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
 
 
 def repaint(plan: Plan, schedule: Schedule, *, length: int = 10, count: int = 10) -> RePaintPlan:
-    """RePaint: every `length` steps, go back as many by adding noise, and come again, `count` times in all.
+    """RePaint: every `length` steps go back that many by adding noise, and repeat them, `count` times in total.
 
-    What was generated and what is known so come to agree. Use it with `masked`.
+    This makes the generated and the known pixels agree. Use it with `inpaint`.
 
     Args:
         plan: Plan of one step per level of the schedule, such as `ancestral(schedule)` or `ddim(schedule, 1.0)`.
@@ -93,7 +93,7 @@ class _Jump(NamedTuple):
 
 
 class RePaintPlan:
-    """A plan whose steps are walked in another order, with jumps back to noisier levels in between."""
+    """Plan whose steps run in another order, with jumps back to noisier levels in between."""
 
     def __init__(self, plan: Plan, schedule: Schedule, visits: list[int]) -> None:
         self.plan = plan

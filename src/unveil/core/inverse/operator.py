@@ -18,7 +18,7 @@ from unveil.types import like
 
 
 class Operator(Protocol):
-    """A linear measurement and the basis in which it is diagonal. x is (B, ...), y what A makes of it."""
+    """A linear measurement and the basis in which it is diagonal. x is (B, ...), y is A x."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The measurement A x."""
@@ -37,7 +37,7 @@ class Operator(Protocol):
         ...
 
     def observed(self, y: Tensor) -> Tensor:
-        """S^+ U^T y: the spectrum as far as y tells it, 0 elsewhere; of x's shape."""
+        """S^+ U^T y: the spectrum as far as y determines it, 0 elsewhere; of x's shape."""
         ...
 
     def singular(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Operator(Protocol):
 
 
 class Mask:
-    """Some of the numbers as they are; y is x with 0 in the place of the others.
+    """Measurement of some of the numbers; y is x with 0 for the others.
 
     Args:
         keep: Boolean mask, True where x is measured; broadcast against x from the last axis on, as (B, 1, H, W) is.
@@ -59,7 +59,7 @@ class Mask:
         self.keep = boolean(keep)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """X where it is measured and 0 elsewhere."""
+        """The measurement: x where it is measured and 0 elsewhere."""
         return torch.where(fitted(self.keep, x), x, torch.zeros_like(x))
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Mask:
         return self(y)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """X: each number is measured by itself."""
+        """Return x itself: each number is measured by itself."""
         return x
 
     def back(self, spectrum: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Mask:
 
 
 class Separable:
-    """A matrix along each of some axes of x, one after the other.
+    """Measurement by a matrix along each of some axes of x, one after the other.
 
     Args:
         matrices: Mapping from an axis of x (not 0, the batch) to an (m, n) matrix that makes m numbers of the axis' n.
@@ -111,7 +111,7 @@ class Separable:
             self._svd[axis] = _svd(matrix) if twin is None else self._svd[twin]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Each matrix along its axis."""
+        """The measurement: each matrix along its axis."""
         self._check(x, 1)
         for axis, matrix in self.matrices.items():
             x = _along(matrix, x, axis)
@@ -169,7 +169,7 @@ class Separable:
 def block_average(size: Sequence[int], factor: int) -> Separable:
     """Means over blocks of factor x factor, the measurement of super-resolution.
 
-    Where a side is not a multiple of the factor its last block is smaller, and its mean that of what is there.
+    If a side is not a multiple of the factor, its last block is smaller.
 
     Args:
         size: Size of the last axes of x, such as (H, W).
@@ -184,7 +184,7 @@ def block_average(size: Sequence[int], factor: int) -> Separable:
 
 
 def blur(size: Sequence[int], kernel: Sequence[float] | Tensor, *, cutoff: float = 1e-4) -> Separable:
-    """The same kernel along each of the last axes; beyond the edges the last pixel goes on.
+    """The same kernel along each of the last axes; beyond the edges the last pixel is repeated.
 
     Args:
         size: Size of the last axes of x, such as (H, W).
@@ -223,7 +223,7 @@ def gaussian(deviation: float) -> Tensor:
 
 
 def channel_average(channels: int, weights: Sequence[float] | None = None) -> Separable:
-    """A weighted sum of the channels (axis 1), their mean by default: what colourisation knows."""
+    """A weighted sum of the channels (axis 1), their mean by default: the measurement of colourisation."""
     row = torch.full((channels,), 1 / channels) if weights is None else torch.tensor(weights, dtype=torch.float64)
     if len(row) != channels:
         raise RecipeError(f"{len(row)} weights for {channels} channels: needs one for each")
@@ -267,7 +267,7 @@ def _each_axis(size: Sequence[int], matrix: Callable[[int], Tensor], cutoff: flo
 
 
 def _mean_of(block: Tensor) -> Tensor:
-    """(blocks, n): the mean of the numbers of each block, from the block that each belongs to."""
+    """Matrix (blocks, n) of the mean of each block, from the block of each number."""
     members = (block[None] == torch.arange(int(block.max()) + 1)[:, None]).to(torch.float64)
     return members / members.sum(1, keepdim=True)
 

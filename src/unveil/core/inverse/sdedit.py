@@ -1,4 +1,4 @@
-"""Where editing starts: an image noised to a level between data and noise."""
+"""Start of an edit: an image noised to a level between data and noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil.types import NoiseLevel, like
 
 
 def sdedit(schedule: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
-    """The rest of a schedule from t = start on, and the image noised to where it begins: `run(ddim(rest), step, x)`.
+    """Return the rest of a schedule from t = start on, and the image noised to its start: `run(ddim(rest), step, x)`.
 
     The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
     not depend on the number of steps.
@@ -42,10 +42,10 @@ def sdedit(schedule: Schedule, pixels: Tensor, noise: Tensor, start: float) -> t
 
 
 def share_of(schedule: Schedule, strength: float) -> Schedule | None:
-    """The last steps of a schedule that an edit of this strength runs: the whole part of steps * strength.
+    """Return the last steps of a schedule, which an edit of this strength runs: the whole part of steps * strength.
 
-    Their number is counted as Stable Diffusion's programs do, and the levels are the schedule's own, so that strength
-    moves from step to step. None: no step is left to run.
+    Their number is that of Stable Diffusion's programs. The levels are the schedule's own, so that the strength moves
+    from step to step. None: no step remains.
 
     Raises:
         RecipeError: The strength is outside [0, 1].

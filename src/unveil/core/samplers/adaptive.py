@@ -1,8 +1,8 @@
 """DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
 
-Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in
-the published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be left and
-taken up again.
+Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in the
+published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be interrupted
+and resumed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def dpm_adaptive(
     eta: float = 0.0,
     noise_scale: float = 1.0,
 ) -> AdaptivePlan:
-    """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
+    """DPM-Solver-12 or -23 with adaptive steps: `order` calls for each attempt, shared by both orders.
 
     Args:
         schedule: Schedule, of which only the ends count. Steps that touch alpha = 0 or clean data are made at first
@@ -114,7 +114,7 @@ class EmbeddedPair(NamedTuple):
     noise_scale: float
 
     def attempt(self, step: DenoiseFn, x: Tensor, nodes: Sequence[NoiseLevel]) -> tuple[Tensor, Tensor, Estimate]:
-        """From the first level to the last: x at the lower order and at the higher one, and the first estimate."""
+        """Step from the first level to the last: x at the lower order and at the higher one, and the first estimate."""
         called: list[Estimate] = []
         at = x
         for i in range(self.order):
@@ -133,7 +133,7 @@ class EmbeddedPair(NamedTuple):
 
 
 class IntegratorState(NamedTuple):
-    """Where each sample is on its way and what its controller remembers, (B,) float64 each."""
+    """Position of each sample and state of its controller, (B,) float64 each."""
 
     place: Tensor
     width: Tensor
@@ -142,11 +142,11 @@ class IntegratorState(NamedTuple):
 
     @classmethod
     def read(cls, numbers: Sequence[float]) -> IntegratorState:
-        """From the numbers of `SamplerState.integrator_state`."""
+        """Read the state from the numbers of `SamplerState.integrator_state`."""
         return cls(*torch.tensor(numbers, dtype=torch.float64).reshape(4, -1).clone())
 
     def written(self) -> tuple[float, ...]:
-        """As the numbers of `SamplerState.integrator_state`."""
+        """Return the state as the numbers of `SamplerState.integrator_state`."""
         return tuple(torch.cat(self).tolist())
 
 
@@ -175,7 +175,7 @@ class AdaptivePlan:
 
     @property
     def total(self) -> None:
-        """Not known before the run."""
+        """None: the number of steps is not known before the run."""
         return
 
     def is_done(self, state: SamplerState) -> bool:
@@ -183,7 +183,7 @@ class AdaptivePlan:
         return bool(state.integrator_state) and state.integrator_state[0] == 1
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
+        """One attempt of every unfinished sample; it is accepted, or repeated with a smaller width.
 
         Raises:
             NonFinite: The estimate is not finite.
@@ -244,7 +244,7 @@ class AdaptivePlan:
     def _judged(
         self, clocks: IntegratorState, error: Tensor, taken: Tensor, moving: Tensor
     ) -> tuple[Tensor, IntegratorState]:
-        """Mask of the samples whose steps are accepted, and where all of them are then."""
+        """Mask of the samples whose steps are accepted, and the new state of all samples."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
         good, judged = moving.clone(), clocks._make(c.clone() for c in clocks)
         for i in moving.nonzero().flatten().tolist():
@@ -262,7 +262,7 @@ class AdaptivePlan:
         return good, judged
 
     def _error(self, low: Tensor, high: Tensor, earlier: Tensor) -> Tensor:
-        """The mean square of the difference over what is allowed, across the batch as the tolerance says, (B,)."""
+        """Mean square of the difference relative to the tolerance, with the tolerance's norm over the batch, (B,)."""
         allowed = (self.tolerance.relative * torch.maximum(low.abs(), earlier.abs())).clamp(min=self.tolerance.absolute)
         squares = ((high - low) / allowed).square()
         squares = squares if squares.dtype == torch.float64 else squares.float()
@@ -272,7 +272,7 @@ class AdaptivePlan:
         return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
 
     def _level(self, place: Tensor) -> NoiseLevel:
-        """The level of each sample, (B,), or (B, ...) where parts of x go their own ways."""
+        """The level of each sample, (B,), or (B, ...) if parts of x have levels of their own."""
         way = self.way
         if way.ndim:
             place = place.reshape(-1, *(1,) * (way.ndim - 1))

@@ -53,7 +53,7 @@ def ancestral(schedule: Schedule, variance: VarianceRule = fixed_small, *, shift
 
 
 class AncestralPlan:
-    """The chain whose variance or mean depends on the estimate, so that no table can hold it."""
+    """Chain whose variance or mean depends on the estimate, so that it does not fit into a table."""
 
     def __init__(self, chain: Chain, variance: VarianceRule, shift: Shift | None) -> None:
         self.chain = chain

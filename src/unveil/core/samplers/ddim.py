@@ -42,8 +42,8 @@ def ddim(schedule: Schedule, eta: float = 0.0) -> CoefficientTable:
 def encode(schedule: Schedule) -> CoefficientTable:
     """The same path from data to noise: `run(encode(schedule), step, x0)` gives the noise that decodes to x0.
 
-    The first step, where the data's own level has no noise for the network to find, takes its eps at the
-    level that it goes to.
+    The first step takes its eps at the level that it goes to, because the data itself contains no noise for the network
+    to predict.
 
     Source: Song et al. 2020, section 4.3 and eq. 14 (arXiv:2010.02502).
     """
@@ -58,7 +58,7 @@ def encode(schedule: Schedule) -> CoefficientTable:
 
 
 def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
-    """Between two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
+    """Interpolate two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
 
     Args:
         weight: Weight, one for all samples or (B,).

@@ -1,8 +1,8 @@
 """DPM-Solver and DPM-Solver++: exponential integrators in log-SNR, single-step and multistep.
 
-The linear part of the probability-flow ODE is solved exactly; what is left is the integral of x0 (DPM-Solver++) or
-eps (DPM-Solver) with an exponential weight, for which each method puts a polynomial through its estimates. `of` says
-which of the two; the coefficients of one are those of the other with alpha and sigma exchanged.
+The linear part of the probability-flow ODE is solved exactly. The rest is the integral of x0 (DPM-Solver++) or eps
+(DPM-Solver) with an exponential weight, for which each method fits a polynomial through its estimates. `of` selects x0
+or eps; the coefficients of one are those of the other with alpha and sigma exchanged.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _multistep(
 
 
 def order_per_step(schedule: Schedule, order: int, lower_below: float) -> Tensor:
-    """The highest order of each step: that of the method, and below a number of steps what is left of them."""
+    """The highest order of each step: that of the method, or with few steps the number of steps that remain."""
     left = steps_left(schedule)
     return where((left[0] < lower_below) & (left[:-1] < order), left[:-1], float(order))
 
@@ -121,7 +121,7 @@ def order_per_step(schedule: Schedule, order: int, lower_below: float) -> Tensor
 def dpm_singlestep(
     schedule: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
-    """DPM-Solver of order 1 to 3 that begins again with every step: as many calls a step as its order.
+    """Single-step DPM-Solver of order 1 to 3: as many calls a step as its order.
 
     The inner calls are at halves or thirds of the step in log-SNR. A step that touches an end is of order 1.
 
@@ -186,7 +186,7 @@ def dpm_singlestep_on_schedule(
 def dpm_fast(
     schedule: Schedule, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0
 ) -> CoefficientTable:
-    """DPM-Solver-fast: single steps of order 3 and what is left, uniform in log-SNR between the schedule's ends.
+    """DPM-Solver-fast: steps of order 3 and a rest of lower order, uniform in log-SNR between the schedule's ends.
 
     Args:
         schedule: Schedule, of which only the ends count; a last step onto clean data is of order 1.

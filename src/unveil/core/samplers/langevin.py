@@ -25,10 +25,10 @@ from unveil.types import NoiseLevel, like
 
 
 def annealed_langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
-    """Langevin dynamics at every noisy level of a schedule in turn, so that modes mix while there is much noise.
+    """Langevin dynamics at every noisy level of a schedule in turn, so that modes mix at high noise.
 
-    Where the schedule ends with clean data, the last call's estimate of x0 is the sample; a schedule that ends before
-    (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
+    If the schedule ends with clean data, the last call's estimate of x0 is the sample. A schedule that ends before
+    (`schedules.uniform` on a VE process, without `onto_data`) leaves the noise of its last level in the sample.
 
     Args:
         schedule: Schedule from noise to data; alpha is above 0 everywhere, because x / alpha goes from level to level.
@@ -47,9 +47,10 @@ def annealed_langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -
 
 
 def langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
-    """Langevin dynamics at the cleanest noisy level alone, with as many calls as `annealed_langevin` would make.
+    """Langevin dynamics only at the cleanest noisy level, with as many calls as `annealed_langevin` makes.
 
-    It starts where the schedule does. Modes that lie further apart than that level's noise do not mix.
+    It starts at the schedule's first level. Modes that are further apart than the noise of the cleanest level do not
+    mix.
 
     Source: Song & Ermon 2019, eq. 4 (arXiv:1907.05600). Arguments and errors are those of `annealed_langevin`.
     """
@@ -79,7 +80,7 @@ def ncsnpp_step_size(schedule: Schedule, each: int) -> float:
 
 @level_by_level()
 def _dynamics(schedule: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
-    """`each` calls at levels[k] for every level k of the schedule, the last of them going on to levels[k + 1].
+    """`each` calls at levels[k] for every level k of the schedule; the last of them goes to levels[k + 1].
 
     Parts with levels of their own are moved while they are at a level that they will leave, or have come to stay at.
     """
@@ -104,7 +105,7 @@ def _dynamics(schedule: Schedule, levels: Sequence[NoiseLevel], each: int, size:
 
 
 def _moved(schedule: Schedule) -> Tensor:
-    """True for the levels that are noisy, and left at the next, or come to for the rest of the schedule."""
+    """True for the noisy levels that the next step leaves, or that last for the rest of the schedule."""
     here, there = schedule.steps
     leaves = ~_same(here, there)
     never = torch.zeros_like(leaves[:1])
@@ -124,7 +125,7 @@ def _rows(
 
 
 def _landing(columns: _Columns, here: NoiseLevel, there: NoiseLevel) -> _Columns:
-    """The columns of steps, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+    """The columns of steps; a step onto clean data takes the estimate of x0, without noise."""
     keep, gain, noise = columns
     lands = (there.sigma == 0) & (here.sigma > 0)
     return where(lands, 0.0, keep), where(lands, there.alpha, gain), where(lands, 0.0, noise)
@@ -210,7 +211,7 @@ def per_sample(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LangevinPlan:
-    """A Langevin step whose size gives the noise `1 / snr` times the length of the score's part.
+    """Langevin step whose size makes the noise `1 / snr` times as long as the part of the score.
 
     Args:
         snr: Signal-to-noise ratio of the paper: 0.16 for variance-exploding networks, 0.01 for its variance-preserving
@@ -229,12 +230,12 @@ class LangevinPlan:
     largest: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot move x."""
+        """Check the ranges of the settings."""
         if not self.snr >= 0 or self.steps < 0:
             raise RecipeError(f"snr = {self.snr}, steps = {self.steps}: neither may be below 0")
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Tensor) -> Tensor:
-        """X + size sigma^2 score + sqrt(2 size) sigma z, size = 2 scale (snr |z| / |eps|)^2, score = -eps / sigma."""
+        """The next x, x + size sigma^2 score + sqrt(2 size) sigma z with size = 2 scale (snr |z| / |eps|)^2."""
         eps, sigma = estimate.eps, like(level.sigma, x)
         if scale.ndim:  # parts that stay do not count in the norms
             eps, noise = (like(scale != 0, x) * part for part in (eps, noise))

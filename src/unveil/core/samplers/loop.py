@@ -24,10 +24,10 @@ SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each l
 
 
 class SamplerState(NamedTuple):
-    """Where a run stands; saved, it can go on later.
+    """State of a run; a saved run can be resumed from it.
 
     past: the x0 (or eps) of earlier calls, newest first. saved_x: the x that a row saved, for rows that go back to it.
-    integrator_state: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
+    integrator_state: State of a plan with adaptive steps, such as its position and its next width.
     """
 
     x: Tensor
@@ -40,7 +40,7 @@ class SamplerState(NamedTuple):
 class SamplingProgress(NamedTuple):
     """State that a run shows after each network call. x is overwritten by later steps: clone it to keep it.
 
-    total is the number of rows, or None where the plan cannot know it before the run.
+    total is the number of rows, or None if the plan does not know it before the run.
     """
 
     state: SamplerState
@@ -58,7 +58,7 @@ class StepResult(NamedTuple):
 
 
 class Plan(Protocol):
-    """The steps of a run, worked out from a schedule, or as it goes."""
+    """Steps of a run, computed from a schedule before the run, or during the run."""
 
     @property
     def total(self) -> int | None:
@@ -70,7 +70,7 @@ class Plan(Protocol):
         ...
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
+        """One step; `out` is a buffer like x that may be written, or x itself if x is not used again."""
         ...
 
 
@@ -154,7 +154,7 @@ def with_noise(
 
 
 def in_any_part(mask: Tensor) -> Tensor:
-    """For each step of a table of masks whether it is True in some part of x, (N,)."""
+    """True for each step of a table of masks that is True in some part of x, (N,)."""
     return mask.reshape(len(mask), -1).any(1)
 
 
@@ -277,7 +277,7 @@ def run(
     noise: Noise | None = None,
     on_step: Callable[[SamplingProgress], object] | None = None,
 ) -> Tensor:
-    """Carry out a plan: from x at its first level to the sample at its last.
+    """Run a plan, from x at its first level to the sample at its last.
 
     Args:
         plan: Plan that a sampler returned.
@@ -310,12 +310,12 @@ def run(
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Return True if all of x is finite; a sum is the cheapest look at it."""
+    """Return True if all of x is finite; a sum is the cheapest test."""
     return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
 
 
 def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | None, most: int) -> NonFinite:
-    """Error that names where a run of `most` steps left the finite numbers: it is run again, every call checked."""
+    """Return the error that names the step that became non-finite; the run is repeated with every call checked."""
     place = ""
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:

@@ -69,7 +69,7 @@ def adams_bashforth(schedule: Schedule, order: int = 2) -> AdamsBashforth:
 
 
 class AdamsBashforth:
-    """Rows of gains on velocities, which are neither x0 nor eps, so that `CoefficientTable` cannot hold them."""
+    """Rows of gains on velocities, which are neither x0 nor eps and so do not fit into a `CoefficientTable`."""
 
     @level_by_level()
     def __init__(self, schedule: Schedule, order: int) -> None:
@@ -130,7 +130,7 @@ BASHFORTH = (
 
 
 class WarmupSteps(NamedTuple):
-    """Rows of a step that has too few estimates behind it: calls along the step, each from its beginning.
+    """Rows of a step with too few earlier estimates: calls along the step, each from its beginning.
 
     nodes: where the calls after the first are, as shares of the step in t; each is reached with the newest eps.
     weights: of all calls' eps in the step itself, oldest first.
@@ -151,7 +151,7 @@ runge_kutta = WarmupSteps((0.5, 0.5, 1.0), (1 / 6, 2 / 6, 2 / 6, 1 / 6), 3)
 def plms(schedule: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTable:
     """PLMS, the pseudo linear multistep method: an average of the last four eps, carried along as in DDIM.
 
-    Second order: the average's weights are those of an integral in even steps, but what carries it is not linear.
+    Second order: the average's weights are those of an integral in even steps, but the transfer is not linear.
 
     Args:
         schedule: Schedule from noise to data, evenly spaced in t or in log-SNR, which begins at alpha > 0.
@@ -182,7 +182,7 @@ def plms(schedule: Schedule, start: WarmupSteps = improved_euler) -> Coefficient
 
 
 def _steps_moved(moves: Tensor) -> Tensor:
-    """How many steps in a row have moved before each step of a table, in each part of x."""
+    """Number of consecutive steps that have moved before each step of a table, in each part of x."""
     number = torch.arange(len(moves)).reshape(-1, *(1,) * (moves.ndim - 1))
     stopped = torch.where(moves, 0, number + 1).cummax(0).values
     return (number - torch.cat([torch.zeros_like(stopped[:1]), stopped[:-1]])).double()
@@ -194,7 +194,7 @@ def pndm(schedule: Schedule) -> CoefficientTable:
 
 
 def _averaged(age: Tensor) -> list[Tensor]:
-    """Weights of the estimates of 0, 1, 2, 3 steps ago, by how many there are."""
+    """Weights of the estimates of 0, 1, 2, 3 steps ago, by their number."""
     weights = [scalar(weight) for weight in (1.0, 0.0, 0.0, 0.0)]
     for have, better in enumerate(BASHFORTH):
         weights = [where(age >= have, new, old) for new, old in zip_longest(better, weights, fillvalue=0.0)]
@@ -204,7 +204,7 @@ def _averaged(age: Tensor) -> list[Tensor]:
 def _started(
     schedule: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Tensor
 ) -> list[StepRow]:
-    """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
+    """The rows of a step that restarts in some parts of x, while the others follow `row`."""
     here = row.level
     assert here is not None
     nodes = [there if share == 1 else schedule.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]

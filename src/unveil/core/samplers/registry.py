@@ -1,4 +1,4 @@
-"""Samplers by name, with what each declares: its order, its noise, its cost, and its invariance.
+"""Samplers by name, with their declared order, noise, cost and invariance.
 
 A module of this package lists its samplers as `SAMPLERS`. Another package names a `SamplerSpec` as an entry point of
 the group `unveil.samplers`.
@@ -26,7 +26,7 @@ GROUP = "unveil.samplers"
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler by name, with what it declares; `tests/core/test_listed.py` holds every one to its word.
+    """Sampler with its name and its declared properties, which `tests/core/test_listed.py` checks.
 
     Args:
         name: Name in recipes and on the command line, such as "dpmpp-2m".
@@ -65,7 +65,7 @@ class SamplerSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self, schedule: Schedule) -> Plan:
-        """The plan of this entry over a schedule, with the options that it fixes."""
+        """Return the plan of this entry over a schedule, with the options that it fixes."""
         return self.build(schedule, **self.options)
 
 

@@ -1,8 +1,8 @@
 """Euler, Heun and midpoint steps, in the noise ratio sigma / alpha or in the process's own time; EDM's churn.
 
-Two families, named apart. In r = sigma / alpha the path of y = x / alpha is dy/dr = eps, whatever the process:
-"euler", "heun", "dpm2" give one sample on one log-SNR schedule. In the process's own time the path is
-dx/dt = alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process to process.
+There are two families with different names. In r = sigma / alpha the path of y = x / alpha is dy/dr = eps for every
+process: "euler", "heun", "dpm2" give one sample on one log-SNR schedule. In the process's own time the path is dx/dt =
+alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process to process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def dpm2(
 
 @level_by_level()
 def euler_ancestral(schedule: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
-    """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
+    """Euler steps to below the next level, and noise back up to it: DDIM with eta, on any process.
 
     Args:
         schedule: Schedule from noise to data.
@@ -231,7 +231,7 @@ def _along(levels: Sequence[NoiseLevel], here: NoiseLevel, there: NoiseLevel) ->
 
 
 def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """dx/dt as factors of x and x0; clean parts stand still."""
+    """dx/dt as factors of x and x0; clean parts do not move."""
     on_x = elementary.safe_divide(level.dsigma, level.sigma, 0.0)
     return on_x, where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
@@ -248,7 +248,7 @@ class Churn(NamedTuple):
     noise: float
 
     def raised(self, schedule: Schedule) -> tuple[list[list[StepRow]], list[NoiseLevel], NoiseLevel]:
-        """For each step the row that leads up to a noisier level, if any, and the level that it begins at.
+        """The row of each step that raises x to a noisier level, if any, and the level at which the step begins.
 
         The levels are returned as they are and as a table.
 
@@ -279,7 +279,7 @@ class Churn(NamedTuple):
 
 
 def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    """1 where a step goes on, 0 in parts of x that keep their level."""
+    """1 where a step lowers the level, 0 in parts of x that keep their level."""
     return (_ratio(there) < _ratio(here)).double()
 
 

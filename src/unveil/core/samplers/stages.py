@@ -1,4 +1,4 @@
-"""Single steps of an exponential integrator, which make calls inside the step, as rows; and where their calls are."""
+"""Single steps of an exponential integrator as rows: calls inside the step, and the levels of these calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from unveil.types import NoiseLevel
 
 
 def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
-    """For the last stage of a single step: order 2 as `midpoint`, order 3 from the last inner estimate alone.
+    """Rule of the last stage of a single step: order 2 as `midpoint`, order 3 only from the last inner estimate.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927).
     """
@@ -39,7 +39,7 @@ def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
 
 
 def orders_for(calls: int, order: int) -> list[int]:
-    """Orders of single steps that take that many calls: the highest, and lower ones at the end.
+    """Orders of single steps that take `calls` calls: the highest, and lower ones at the end.
 
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927).
     """
@@ -119,9 +119,9 @@ def single_steps(
 
 
 def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list[Tensor], Tensor]:
-    """From the first level to the last: what x is kept with, the gains of the estimates at the others, oldest first.
+    """Step from the first level to the last: the factor of x, and the gains of the estimates, oldest first.
 
-    The third is where that makes sense: where neither touches an end.
+    The third result is the mask of the parts for which this is possible: the step does not touch an end.
     """
     whole = linear_step(nodes[0], nodes[-1], of)
     reaches = [linear_step(nodes[0], node, of).reach for node in nodes[1:-1]]

@@ -17,27 +17,27 @@ Across = Callable[[Tensor], Tensor]
 
 
 def per_sample_norm(squares: Tensor) -> Tensor:
-    """Every sample by itself."""
+    """Norm of every sample by itself."""
     return squares.sqrt()
 
 
 def max_error(squares: Tensor) -> Tensor:
-    """The worst sample decides for all, as in DPM-Solver's code."""
+    """Norm of the worst sample for all, as in DPM-Solver's code."""
     return squares.max().sqrt().expand_as(squares)
 
 
 def batch_norm(squares: Tensor) -> Tensor:
-    """The batch as one long vector, as in k-diffusion."""
+    """Norm of the batch as one long vector, as in k-diffusion."""
     return squares.mean().sqrt().expand_as(squares)
 
 
 def data_unit(level: NoiseLevel) -> Tensor:
-    """Errors are measured in x / alpha, so that the process does not matter."""
+    """Unit of x / alpha, so that errors do not depend on the process."""
     return level.alpha
 
 
 def x_unit(level: NoiseLevel) -> Tensor:
-    """Errors are measured in x itself, as in DPM-Solver's code."""
+    """Unit of x itself, as in DPM-Solver's code."""
     return torch.ones_like(level.t)
 
 
@@ -63,7 +63,7 @@ class Tolerance:
 
 
 class StepDecision(NamedTuple):
-    """Verdict on a step, the width to try next, and what the controller must remember."""
+    """Decision on a step, the next width to try, and the state of the controller."""
 
     good: bool
     width: float

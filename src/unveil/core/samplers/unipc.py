@@ -1,4 +1,4 @@
-"""UniPC: a multistep predictor, and a corrector that uses the next step's own call, so that it costs nothing."""
+"""UniPC: a multistep predictor, and a corrector that uses the next step's own call and so costs no call."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def _correction(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Correction of x by the call at a step's end, as gains on that call and those before it, and their number.
 
-    Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
+    There is no correction if the step touches an end or is the last. It uses fewer estimates if an earlier step touched
+    an end.
     """
     predicted, counts = prediction
     nodes = [ZERO, scalar(1.0)]
