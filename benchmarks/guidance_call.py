@@ -36,9 +36,9 @@ def timed(batched: bool, batch: int) -> Callable[[], dict[str, float]]:
             else [model.denoise_fn(condition), model.denoise_fn(null)]
         )
         guided = guidance.cfg(steps[0], steps[1], 3.0)
-        grid = schedules.uniform(model.process, STEPS)
-        x = grid.start(SampleRNG(0, range(batch)).normal(model.shape, START))
-        plan = samplers.ddim(grid)
+        schedule = schedules.uniform(model.process, STEPS)
+        x = schedule.start(SampleRNG(0, range(batch)).normal(model.shape, START))
+        plan = samplers.ddim(schedule)
         return harness.measure(lambda: samplers.run(plan, guided, x), repeats=6)
 
     return case

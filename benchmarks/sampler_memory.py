@@ -23,8 +23,8 @@ def peak(name: str, steps: int) -> Callable[[], dict[str, float]]:
 
     def case() -> dict[str, float]:
         x = torch.zeros(4 if harness.short() else 16, 4, 512, 512)
-        grid = schedules.uniform_log_snr(CosineVP(), steps, low=-4, high=4)
-        plan = samplers.get_sampler(name).plan(grid)
+        schedule = schedules.uniform_log_snr(CosineVP(), steps, low=-4, high=4)
+        plan = samplers.get_sampler(name).plan(schedule)
         x0 = torch.ones_like(x)
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports

@@ -34,9 +34,9 @@ def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
     config = TrainConfig(steps=400, batch_size=128, lr=5e-3, lr_decay_ratio=0.5, ema_decay=0.98)
     fit(denoiser, ring, objective=DiffusionLoss(), config=config, run=tmp_path / "ring", key="point")
     # end
-    grid = unveil.schedules.from_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
+    schedule = unveil.schedules.from_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
-    radius = unveil.run(unveil.samplers.ddim(grid), denoiser, grid.start(noise)).norm(dim=1)
+    radius = unveil.run(unveil.samplers.ddim(schedule), denoiser, schedule.start(noise)).norm(dim=1)
     assert (radius - 1).abs().median() < 0.2  # of plain noise it is 0.45
     assert (noise.norm(dim=1) - 1).abs().median() > 0.35
     code = Path(__file__).read_text().split("    # begin\n")[1].split("    # end\n")[0]

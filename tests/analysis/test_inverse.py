@@ -173,8 +173,8 @@ def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pyte
     """The control: images of the model that do not depend on y."""
     whole = inverse.ddrm
 
-    def blind(grid, operator, y, **rest):
-        return whole(grid, operator, y.flip(0), **rest)  # the measurement of another image
+    def blind(schedule, operator, y, **rest):
+        return whole(schedule, operator, y.flip(0), **rest)  # the measurement of another image
 
     monkeypatch.setattr(inverse, "ddrm", blind)
     found = solved(model(COLOURED), COLOURED, noises=())
@@ -189,7 +189,7 @@ def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pyte
 
 def test_unscaled_images_are_restored_with_a_karras_schedule():
     found = solved(model(GREY, EDMProcess(), last=80), GREY, noises=())
-    assert found.grid == "karras"
+    assert found.schedule == "karras"
     assert all(row.met for row in found.rows), [row.text for row in found.rows]
 
 

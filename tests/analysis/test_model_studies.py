@@ -89,12 +89,12 @@ def test_no_sampler_exceeds_the_requested_calls(found: samplers.SamplerStudy):
 def test_what_a_process_does_not_allow_is_listed_with_its_error():
     only = ("ddim", "lms")
     study = study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, only=only))
-    assert study.grid == "uniform"  # karras has no noisy end there
+    assert study.schedule == "uniform"  # karras has no noisy end there
     assert [one.name for one in study.measurements] == ["ddim"]
     assert study.refused["lms"].startswith("RecipeError: ")
     assert "alpha" in study.refused["lms"]
     with pytest.raises(RecipeError, match="reaches alpha = 0"):
-        study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, grid="karras", only=only))
+        study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, schedule="karras", only=only))
 
 
 def test_a_sampler_that_leaves_the_finite_numbers_is_listed(monkeypatch: pytest.MonkeyPatch):

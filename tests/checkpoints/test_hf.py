@@ -376,9 +376,9 @@ def test_levels_are_those_of_the_scheduler(spacing, steps):
     scheduler.set_timesteps(steps)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
     process = ProcessSettings(process=read.process).process.build()
-    grid = unveil.schedules.get_schedule(process, read.sample["schedule"], steps)
-    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
-    ratios = [level.sigma / level.alpha for level in grid]
+    schedule = unveil.schedules.get_schedule(process, read.sample["schedule"], steps)
+    assert [process.timestep(level) for level in schedule[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
+    ratios = [level.sigma / level.alpha for level in schedule]
     assert ratios == pytest.approx(scheduler.sigmas.tolist(), rel=2e-3)
 
 
@@ -388,9 +388,9 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     scheduler.set_timesteps(7)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, Path("settings"))
     process = ProcessSettings(process=read.process).process.build()
-    grid = unveil.schedules.get_schedule(process, read.sample["schedule"], 7)
-    assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
-    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
+    schedule = unveil.schedules.get_schedule(process, read.sample["schedule"], 7)
+    assert [level.sigma for level in schedule] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
+    assert [process.timestep(level) for level in schedule[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -423,11 +423,11 @@ def test_solvers_are_those_of_their_settings(made, sampler):
     assert scheduler_of(built, Path("scheduler_config.json")).sample["sampler"] == sampler
 
 
-@pytest.mark.parametrize("grid", ["trailing", "karras"])
+@pytest.mark.parametrize("schedule", ["trailing", "karras"])
 @pytest.mark.parametrize("sampler", [*sorted({way["sampler"] for way in SOLVERS.values()}), "dpmpp-2m-sde eta 0"])
-def test_what_is_written_of_a_solver_samples_in_diffusers(sampler, grid):
+def test_what_is_written_of_a_solver_samples_in_diffusers(sampler, schedule):
     name, _, eta = sampler.partition(" eta ")
-    sample: dict[str, Any] = {"sampler": name, "schedule": grid} | ({"eta": float(eta)} if eta else {})
+    sample: dict[str, Any] = {"sampler": name, "schedule": schedule} | ({"eta": float(eta)} if eta else {})
     network = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4}
     levels = {"process": {"kind": "discrete-vp"}, "prediction": "eps", "sample": sample}
     config = validate(ModelConfig, {"shape": [3, 8, 8], "network": network, **levels}, "a test")

@@ -135,9 +135,9 @@ def settings(scheduler: Any, *sigmas: Any, **how: Any) -> tuple[Any, Any]:
 def test_levels_are_those_of_wans_solver(steps, shift):
     theirs, read = settings(diffusers.UniPCMultistepScheduler(**tiny_video.SOLVER | {"flow_shift": shift}), steps)
     process = ProcessSettings(process=read.process).process.build()
-    grid = schedules.get_schedule(process, read.sample["schedule"], steps)
-    assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
-    assert [process.timestep(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
+    schedule = schedules.get_schedule(process, read.sample["schedule"], steps)
+    assert [level.sigma for level in schedule] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
+    assert [process.timestep(level) for level in schedule[:-1]] == theirs.timesteps.tolist()  # whole numbers
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
@@ -149,9 +149,9 @@ def test_levels_are_those_of_ltx(steps):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**tiny_video.DYNAMIC | {"shift_terminal": None})
     theirs, _ = settings(scheduler, sigmas=sigmas, mu=mu)
     process = TimeShift(RectifiedFlow(), float(torch.tensor(mu).exp()))
-    grid = schedules.get_schedule(process, "uniform-to-0.1", steps)
-    assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
-    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+    schedule = schedules.get_schedule(process, "uniform-to-0.1", steps)
+    assert [level.sigma for level in schedule] == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
+    assert [process.timestep(level) for level in schedule[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -159,10 +159,10 @@ def test_levels_are_those_of_cogvideox(scale):
     made = diffusers.CogVideoXDDIMScheduler(**tiny_video.V_PREDICTION | {"snr_shift_scale": scale})
     theirs, read = settings(made, 20)
     process = ProcessSettings(process=read.process).process.build()
-    grid = schedules.get_schedule(process, read.sample["schedule"], 20)
+    schedule = schedules.get_schedule(process, read.sample["schedule"], 20)
     want = theirs.alphas_cumprod[theirs.timesteps].tolist()
-    assert [level.alpha**2 for level in grid[:-1]] == pytest.approx(want, abs=1e-9)
-    assert grid[0].alpha == 0  # no data is left
+    assert [level.alpha**2 for level in schedule[:-1]] == pytest.approx(want, abs=1e-9)
+    assert schedule[0].alpha == 0  # no data is left
     assert read.prediction == "v"
     assert read.sample["threshold"] == "none"
 

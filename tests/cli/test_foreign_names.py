@@ -173,7 +173,7 @@ def test_a_sampler_that_we_do_not_have_is_answered_with_the_closest_method(name:
 
 @pytest.mark.parametrize("name", foreign_names.ABSENT_SCHEDULES)
 def test_a_sampler_with_a_schedule_that_we_do_not_have_is_named(name: str):
-    assert name not in schedules.GRIDS | schedules.SCHEDULED | foreign_names.SCHEDULES
+    assert name not in schedules.SCHEDULES | schedules.SCHEDULED | foreign_names.SCHEDULES
     for spelling in (f"DPM++ 2M {name}", f"dpmpp_2m_{name}"):
         with pytest.raises(RecipeError, match=f"the sampler is 'dpmpp-2m', but its schedule '{name}' does not exist"):
             SampleConfig().changed({"sampler": spelling})
@@ -195,7 +195,7 @@ def test_cfg_plus_plus_is_answered_with_the_sampler_without_it():
 
 @pytest.mark.parametrize("name", foreign_names.SCHEDULES)
 def test_a_foreign_schedule_is_known(name: str):
-    ours = schedules.GRIDS | schedules.SCHEDULED
+    ours = schedules.SCHEDULES | schedules.SCHEDULED
     assert name not in ours
     assert foreign_names.schedule(name, ours) in ours
     assert foreign_names.schedule(name.replace("-", "_"), ours) == foreign_names.SCHEDULES[name]
@@ -205,7 +205,7 @@ def test_a_foreign_schedule_is_known(name: str):
 def test_a_scheduler_of_diffusers_by_name_is_the_sampler_that_its_settings_are_read_as(name: str):
     sampler, spacing = scheduler.SAMPLERS[name]
     assert foreign_names.sampler(name, sampler_specs()) == foreign_names.Spelled(sampler["sampler"])
-    assert spacing in {spacing for spacing, *_ in scheduler.GRIDS}
+    assert spacing in {spacing for spacing, *_ in scheduler.SCHEDULES}
 
 
 def test_flow_matching_by_name_is_the_sampler_that_its_settings_are_read_as():
@@ -213,10 +213,10 @@ def test_flow_matching_by_name_is_the_sampler_that_its_settings_are_read_as():
     assert foreign_names.sampler(scheduler.FLOW, sampler_specs()) == foreign_names.Spelled(read.sample["sampler"])
 
 
-@pytest.mark.parametrize("spacing", sorted({spacing for spacing, *_ in scheduler.GRIDS}))
+@pytest.mark.parametrize("spacing", sorted({spacing for spacing, *_ in scheduler.SCHEDULES}))
 def test_a_spacing_of_diffusers_by_name_is_the_schedule_that_its_settings_are_read_as(spacing: str):
-    ours = schedules.GRIDS | schedules.SCHEDULED
-    assert foreign_names.schedule(spacing, ours) == scheduler.GRIDS[spacing, 0, True]
+    ours = schedules.SCHEDULES | schedules.SCHEDULED
+    assert foreign_names.schedule(spacing, ours) == scheduler.SCHEDULES[spacing, 0, True]
 
 
 @pytest.mark.parametrize("name", ["kl-optimal", "beta", "align-your-steps", "turbo"])

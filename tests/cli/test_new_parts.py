@@ -21,10 +21,10 @@ from unveil.core.samplers import CoefficientTable, SamplerSpec, StepRow
 from unveil.core.schedules import Schedule
 
 
-def renoise(grid: Schedule, fresh: float = 1.0) -> CoefficientTable:
+def renoise(schedule: Schedule, fresh: float = 1.0) -> CoefficientTable:
     """x <- alpha x0 + sigma (sqrt(1 - fresh^2) eps + fresh z); fresh = 0 is DDIM."""
     rows = []
-    for here, there in pairwise(grid):
+    for here, there in pairwise(schedule):
         keep = (1 - fresh**2) ** 0.5 * there.sigma / here.sigma
         rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,), fresh * there.sigma))
     return CoefficientTable(rows)

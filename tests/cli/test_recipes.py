@@ -18,7 +18,7 @@ CITED = {
         "weight": "Karras et al. 2022, table 1 and eq. 8",
         "times": "Karras et al. 2022, table 1",
         "sampler": "Karras et al. 2022, algorithm 2",
-        "grid": "Karras et al. 2022, eq. 5",
+        "schedule": "Karras et al. 2022, eq. 5",
     },
     "score-sde-cifar10": {
         "process": "Song et al. 2021, eq. 30",

@@ -129,16 +129,16 @@ class Knowing(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A process with the grid that its cells run on.
+    """A process with the schedule that its cells run on.
 
     Attributes:
         time: from the index that a network gets back to t.
-        grid: number of steps -> levels from noise to the data.
+        schedule: number of steps -> levels from noise to the data.
     """
 
     process: Process
     time: Callable[[float], float]
-    grid: Callable[[Process, int], Schedule]
+    schedule: Callable[[Process, int], Schedule]
 
     @cached_property
     def cleanest(self) -> float:
@@ -148,7 +148,7 @@ class Case:
     @cached_property
     def is_blind(self) -> bool:
         """Whether it begins where nothing is left of the data: alpha = 0."""
-        return self.grid(self.process, 2)[0].alpha == 0
+        return self.schedule(self.process, 2)[0].alpha == 0
 
 
 def _even(process: Process, steps: int) -> Schedule:
@@ -168,9 +168,9 @@ def _discrete(process: DiscreteVP) -> Case:
     return Case(process, lambda index: min((index + 1) / process.steps, 1.0), _even)
 
 
-def _exploding(process: VE | EDMProcess, grid: Callable[[Process, int], Schedule]) -> Case:
+def _exploding(process: VE | EDMProcess, schedule: Callable[[Process, int], Schedule]) -> Case:
     # the index is a float32, which may round the cleanest sigma to below itself
-    return Case(process, lambda sigma: float(process.t_of(-math.log(max(sigma, process.sigma_min)))), grid)
+    return Case(process, lambda sigma: float(process.t_of(-math.log(max(sigma, process.sigma_min)))), schedule)
 
 
 CASES: Mapping[str, Case] = {
@@ -179,7 +179,7 @@ CASES: Mapping[str, Case] = {
     "cosine VP, t < 0.999": Case(CosineVP(), _thousandths, _sighted),
     "linear betas": _discrete(DiscreteVP(betas("linear", 1000))),
     "cosine betas": _discrete(DiscreteVP(betas("cosine", 1000))),
-    "cosine betas, t < 0.999": replace(_discrete(DiscreteVP(betas("cosine", 1000))), grid=_sighted),
+    "cosine betas, t < 0.999": replace(_discrete(DiscreteVP(betas("cosine", 1000))), schedule=_sighted),
     "zero-SNR betas": _discrete(DiscreteVP(zero_terminal_snr(betas("linear", 1000)))),
     "sub-VP": Case(SubVP(), _thousandths, _even),
     "VE": _exploding(VE(), _even),
@@ -201,12 +201,12 @@ def steps_of(sampler: SamplerSpec) -> int:
 
 
 def plan_of(case: Case, sampler: SamplerSpec) -> tuple[Schedule, Plan]:
-    """The sampler over the case's grid, with the options that it needs to be exact."""
-    grid = case.grid(case.process, steps_of(sampler))
+    """The sampler over the case's schedule, with the options that it needs to be exact."""
+    schedule = case.schedule(case.process, steps_of(sampler))
     options = {**sampler.options, **(sampler.fine_options or {})}
     if sampler.calls is None:  # it chooses its own steps, as fine as its tolerance
         options["tolerance"] = replace(options.get("tolerance", Tolerance()), absolute=1e-3, relative=1e-2)
-    return grid, sampler.build(grid, **options)
+    return schedule, sampler.build(schedule, **options)
 
 
 # What runs, and is not exact by its own nature: steps that lead eps on, from sigma / alpha = 20,000
@@ -229,24 +229,24 @@ def refusal(case: Case, prediction: str, sampler: SamplerSpec) -> str | None:
 
 def cell(case: Case, prediction: str, sampler: SamplerSpec, planned: tuple[Schedule, Plan] | None = None) -> float:
     """The energy distance of a cell's samples from the mixture, or the error that it ends in."""
-    grid, plan = planned or plan_of(case, sampler)
+    schedule, plan = planned or plan_of(case, sampler)
     known = exact_x0 if sampler.denoiser == "mean" else consistent
     chosen = PREDICTED[prediction]
     step = Denoiser(Knowing(case, chosen, known), case.process, prediction=chosen)
     streams = SampleRNG(SEED, range(COUNT))
-    x = grid.start(streams.normal(PIXELS, START).double())
+    x = schedule.start(streams.normal(PIXELS, START).double())
     return distance(run(plan, step, x, noise=streams.bind(PIXELS)).flatten())
 
 
 def held(sampler: SamplerSpec) -> bool:
-    """Whether the registry says that a fine grid leads to the distribution itself."""
+    """Whether the registry says that a fine schedule leads to the distribution itself."""
     return sampler.fine_options is not None
 
 
-# ---------------------------------------------------------------------- grids
+# ---------------------------------------------------------------------- schedules
 
 BY_RATIO = ("karras", "exponential", "polyexponential", "uniform-log-snr")
-NOISIEST_VP = math.sqrt(math.expm1(0.5 * 19.9 + 0.1)) - 1e-9  # where the grid "vp" begins
+NOISIEST_VP = math.sqrt(math.expm1(0.5 * 19.9 + 0.1)) - 1e-9  # where the schedule "vp" begins
 BY_INDEX = ("leading", "trailing", "quadratic")
 # What runs, and does not lead to the data by its own nature: the letter says why, below the table.
 UNFIT = {
@@ -257,8 +257,8 @@ UNFIT = {
 }
 
 
-def grid_refusal(case: Case, name: str) -> str | None:
-    """What the error of a process must say that cannot have this grid; None where it can."""
+def schedule_refusal(case: Case, name: str) -> str | None:
+    """What the error of a process must say that cannot have this schedule; None where it can."""
     level = case.process.at(1.0)
     if name in BY_INDEX and not isinstance(case.process, DiscreteVP):
         return "has no indices"
@@ -270,10 +270,10 @@ def grid_refusal(case: Case, name: str) -> str | None:
     return None
 
 
-def grid_cell(case: Case, name: str, steps: int = 100) -> float:
-    """The energy distance of DPM-Solver++(2M) on a grid by its name, as a network of x0 draws."""
-    grid = schedules.get_schedule(case.process, name, steps).onto_data()
-    return cell(case, "x0", sampler_specs()["dpmpp-2m"], (grid, sampler_specs()["dpmpp-2m"].plan(grid)))
+def schedule_cell(case: Case, name: str, steps: int = 100) -> float:
+    """The energy distance of DPM-Solver++(2M) on a schedule by its name, as a network of x0 draws."""
+    schedule = schedules.get_schedule(case.process, name, steps).onto_data()
+    return cell(case, "x0", sampler_specs()["dpmpp-2m"], (schedule, sampler_specs()["dpmpp-2m"].plan(schedule)))
 
 
 # ---------------------------------------------------------------------- what is written
@@ -293,7 +293,7 @@ SAMPLER_NOTES = (
     "c: the first steps extrapolate eps from sigma / alpha = 20,000; begin the schedule at t = 0.999.",
     "`*`: an approximation whose error no schedule removes; the number may be above 1.",
 )
-GRID_NOTES = (
+SCHEDULE_NOTES = (
     "d: needs the timesteps of a beta schedule.",
     "e: needs finite noise-to-signal ratios; the process reaches alpha = 0.",
     "f: the process does not contain these noise-to-signal ratios.",
@@ -308,7 +308,7 @@ def page() -> str:
         [f"`{name}`{'' if held(entry) else ' *'}", *(_cell(case, entry) for case in CASES)]
         for name, entry in sampler_specs().items()
     ]
-    spaced = [[f"`{name}`", *(_grid_cell(of, name) for of in CASES)] for name in schedules.GRIDS]
+    spaced = [[f"`{name}`", *(_schedule_cell(of, name) for of in CASES)] for name in schedules.SCHEDULES]
     parts = [
         "<!-- generated by `python -m tests.core.cross table`; do not edit -->",
         "# Noise process, prediction, sampler",
@@ -325,7 +325,7 @@ def page() -> str:
         "## Schedules",
         "The same for every sampling schedule, with DPM-Solver++(2M) and x0 prediction.",
         _table("schedule", spaced),
-        " ".join(GRID_NOTES),
+        " ".join(SCHEDULE_NOTES),
         "Combinations without a number raise an error with the reason and a remedy; the tests check each of them.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -351,13 +351,13 @@ def _cell(name: str, sampler: SamplerSpec) -> str:
     return f"{worst:.2f}" + ("" if len(fits) == len(PREDICTED) else " a")
 
 
-def _grid_cell(name: str, grid: str) -> str:
-    if (name, grid) in UNFIT:
-        return UNFIT[name, grid]
-    unfit = grid_refusal(CASES[name], grid)
+def _schedule_cell(name: str, schedule: str) -> str:
+    if (name, schedule) in UNFIT:
+        return UNFIT[name, schedule]
+    unfit = schedule_refusal(CASES[name], schedule)
     if unfit is not None:
         return {"has no indices": "d", "reaches alpha = 0": "e"}.get(unfit, "f")
-    return f"{grid_cell(CASES[name], grid) / threshold():.2f}"
+    return f"{schedule_cell(CASES[name], schedule) / threshold():.2f}"
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from unveil.core.ve import EDMProcess
 from unveil.errors import Cancelled, NonFinite, RecipeError
 from unveil.types import NoiseLevel, like
 
-GRID = schedules.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
+SCHEDULE = schedules.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
 SHARE = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
 
 
@@ -64,8 +64,8 @@ def test_a_smaller_tolerance_makes_a_smaller_error_with_more_calls(order, of):
     errors, costs = [], []
     for size in (1.0, 0.1, 0.01):
         calls, step = counted()
-        x = run(dpm_adaptive(GRID, order, of=of, tolerance=tolerance(size)), step, quantile(SHARE, GRID[0]))
-        errors.append((x - quantile(SHARE, GRID[-1])).abs().mean().item())
+        x = run(dpm_adaptive(SCHEDULE, order, of=of, tolerance=tolerance(size)), step, quantile(SHARE, SCHEDULE[0]))
+        errors.append((x - quantile(SHARE, SCHEDULE[-1])).abs().mean().item())
         costs.append(len(calls))
     assert errors[0] > 2 * errors[1], errors
     assert errors[1] > 2 * errors[2], errors
@@ -75,10 +75,10 @@ def test_a_smaller_tolerance_makes_a_smaller_error_with_more_calls(order, of):
 def test_it_spends_its_calls_where_they_are_needed():
     """Against even steps at as many calls: the distance to the exact end."""
     calls, step = counted()
-    x = run(dpm_adaptive(GRID, tolerance=tolerance(0.1, across=max_error)), step, quantile(SHARE, GRID[0]))
+    x = run(dpm_adaptive(SCHEDULE, tolerance=tolerance(0.1, across=max_error)), step, quantile(SHARE, SCHEDULE[0]))
     even = schedules.uniform_log_snr(LinearVP(), len(calls), low=-4, high=4)
     plain = run(ddim(even), mixture, quantile(SHARE, even[0]))
-    want = quantile(SHARE, GRID[-1])
+    want = quantile(SHARE, SCHEDULE[-1])
     assert (x - want).abs().mean() < 0.2 * (plain - want).abs().mean()
 
 
@@ -87,9 +87,9 @@ def test_it_spends_its_calls_where_they_are_needed():
 )
 def test_a_step_that_was_too_wide_is_repeated(control):
     calls, step = counted()
-    plan = dpm_adaptive(GRID, tolerance=tolerance(0.1, across=max_error), control=control)
-    x = run(plan, step, quantile(SHARE, GRID[0]))
-    assert (x - quantile(SHARE, GRID[-1])).abs().max() < 0.1
+    plan = dpm_adaptive(SCHEDULE, tolerance=tolerance(0.1, across=max_error), control=control)
+    x = run(plan, step, quantile(SHARE, SCHEDULE[0]))
+    assert (x - quantile(SHARE, SCHEDULE[-1])).abs().max() < 0.1
     begun = [float(torch.as_tensor(level.t)[0]) for level in calls[::3]]
     assert any(here == there for here, there in pairwise(begun))
     assert begun == sorted(begun, reverse=True)
@@ -105,7 +105,7 @@ def test_the_last_stage_may_use_all_estimates():
     fine = schedules.uniform_log_snr(LinearVP(), 400, low=-4, high=4)
     want = run(dpm_singlestep(fine, 3), bent, x)
     errors = {
-        rule: (run(dpm_adaptive(GRID, of="x0", rule=rule), bent, x) - want).abs().item()
+        rule: (run(dpm_adaptive(SCHEDULE, of="x0", rule=rule), bent, x) - want).abs().item()
         for rule in (exact, last_stage_only)
     }
     assert errors[exact] < 1e-6 < 1e-4 < errors[last_stage_only]
@@ -118,16 +118,16 @@ def test_the_last_stage_may_use_all_estimates():
 def test_both_orders_share_their_calls(order):
     calls, step = counted()
     tries = []
-    run(dpm_adaptive(GRID, order), step, quantile(SHARE, GRID[0]), on_step=tries.append)
+    run(dpm_adaptive(SCHEDULE, order), step, quantile(SHARE, SCHEDULE[0]), on_step=tries.append)
     assert len(calls) == order * len(tries)
     assert all(shown.total is None for shown in tries)
 
 
 def test_samples_have_clocks_of_their_own_unless_they_are_taken_together():
-    easy, hard = quantile(SHARE[2:3], GRID[0]), torch.tensor([300.0], dtype=torch.float64)
+    easy, hard = quantile(SHARE[2:3], SCHEDULE[0]), torch.tensor([300.0], dtype=torch.float64)
 
     def ends(across) -> tuple[Tensor, Tensor, Tensor]:
-        plan = dpm_adaptive(GRID, tolerance=Tolerance(across=across))
+        plan = dpm_adaptive(SCHEDULE, tolerance=Tolerance(across=across))
         both = torch.cat([easy, hard])
         return run(plan, mixture, easy), run(plan, mixture, hard), run(plan, mixture, both)
 
@@ -165,8 +165,8 @@ def test_known_parts_neither_move_nor_count():
 
 
 def test_a_run_that_was_left_goes_on_from_its_written_clock():
-    plan = dpm_adaptive(GRID, tolerance=tolerance(0.3))
-    x = quantile(SHARE, GRID[0])
+    plan = dpm_adaptive(SCHEDULE, tolerance=tolerance(0.3))
+    x = quantile(SHARE, SCHEDULE[0])
     whole = run(plan, mixture, x)
     kept: list[SamplerState] = []
 
@@ -178,15 +178,15 @@ def test_a_run_that_was_left_goes_on_from_its_written_clock():
     with pytest.raises(Cancelled):
         run(plan, mixture, x, on_step=stop)
     written = json.loads(json.dumps(kept[-1].integrator_state))
-    fresh = dpm_adaptive(GRID, tolerance=tolerance(0.3))
+    fresh = dpm_adaptive(SCHEDULE, tolerance=tolerance(0.3))
     assert torch.equal(run(fresh, mixture, kept[-1]._replace(integrator_state=tuple(written))), whole)
 
 
 def test_steps_that_touch_an_end_are_made_at_first_order():
     process = CosineVP()  # alpha = 0 at t = 1
-    grid = schedules.from_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
+    schedule = schedules.from_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
     calls, step = counted()
-    x = run(dpm_adaptive(grid, of="x0"), step, torch.linspace(-2, 2, 9, dtype=torch.float64))
+    x = run(dpm_adaptive(schedule, of="x0"), step, torch.linspace(-2, 2, 9, dtype=torch.float64))
     assert x.isfinite().all()
     assert calls[0].t == 1.0
     assert calls[-1].t == 0.02
@@ -195,24 +195,24 @@ def test_steps_that_touch_an_end_are_made_at_first_order():
 
 
 def test_two_levels_from_noise_to_data_are_one_step():
-    grid = schedules.uniform(RectifiedFlow(), 1)
+    schedule = schedules.uniform(RectifiedFlow(), 1)
     calls, step = counted()
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
-    torch.testing.assert_close(run(dpm_adaptive(grid, of="x0"), step, x), mixture(x, grid[0]).x0)
+    torch.testing.assert_close(run(dpm_adaptive(schedule, of="x0"), step, x), mixture(x, schedule[0]).x0)
     assert len(calls) == 1
 
 
 def test_noise_keeps_the_distribution():
     """With the data known to be one point, what is added makes up for what the lower end of each step took away."""
-    grid = schedules.uniform_log_snr(LinearVP(), 1, low=-3, high=2)
+    schedule = schedules.uniform_log_snr(LinearVP(), 1, low=-3, high=2)
     known = lambda x, level: Estimate.of_x0(torch.full_like(x, 0.7), x, level)  # noqa: E731
     streams = SampleRNG(5, range(50))
     start = streams.normal((400,), -1).double()
-    plan = dpm_adaptive(grid, eta=1.0)
-    x = run(plan, known, 0.7 * grid[0].alpha + grid[0].sigma * start, noise=streams.bind((400,)))
-    assert x.mean().item() == pytest.approx(0.7 * grid[-1].alpha.item(), abs=0.005)
-    assert x.std().item() == pytest.approx(grid[-1].sigma.item(), rel=0.02)
-    quiet = run(dpm_adaptive(grid, eta=1.0, noise_scale=0.0), known, x, noise=streams.bind((400,)))
+    plan = dpm_adaptive(schedule, eta=1.0)
+    x = run(plan, known, 0.7 * schedule[0].alpha + schedule[0].sigma * start, noise=streams.bind((400,)))
+    assert x.mean().item() == pytest.approx(0.7 * schedule[-1].alpha.item(), abs=0.005)
+    assert x.std().item() == pytest.approx(schedule[-1].sigma.item(), rel=0.02)
+    quiet = run(dpm_adaptive(schedule, eta=1.0, noise_scale=0.0), known, x, noise=streams.bind((400,)))
     assert quiet.std() < 0.9 * x.std()
 
 
@@ -251,17 +251,17 @@ def test_each_sample_gets_back_what_its_controller_remembered():
             self.seen.append(past)
             return super().judge(error, width, taken, past, order)._replace(past=(past[0] + 1, past[1] + error))
 
-    run(dpm_adaptive(GRID, control=Noting()), mixture, quantile(SHARE[:1], GRID[0]))
+    run(dpm_adaptive(SCHEDULE, control=Noting()), mixture, quantile(SHARE[:1], SCHEDULE[0]))
     assert [past[0] for past in Noting.seen] == list(range(len(Noting.seen)))
     assert all(here[1] <= there[1] for here, there in pairwise(Noting.seen))
 
 
 def test_the_unit_of_errors_is_a_choice():
-    x = quantile(SHARE, GRID[0])
+    x = quantile(SHARE, SCHEDULE[0])
     costs = []
     for unit in (None, x_unit):
         calls, step = counted()
-        run(dpm_adaptive(GRID, tolerance=Tolerance(across=max_error, **({"unit": unit} if unit else {}))), step, x)
+        run(dpm_adaptive(SCHEDULE, tolerance=Tolerance(across=max_error, **({"unit": unit} if unit else {}))), step, x)
         costs.append(len(calls))
     assert costs[0] != costs[1]
 
@@ -272,9 +272,12 @@ def test_the_unit_of_errors_is_a_choice():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dpm_adaptive(GRID, 4), "order = 4: an adaptive solver has 2"),
-        (lambda: dpm_adaptive(GRID, tolerance=Tolerance(0.0)), "absolute = 0.0, relative = 0.05; must be above 0"),
-        (lambda: dpm_adaptive(GRID, tolerance=Tolerance(relative=-1.0)), "relative = -1.0; must be above 0, and not"),
+        (lambda: dpm_adaptive(SCHEDULE, 4), "order = 4: an adaptive solver has 2"),
+        (lambda: dpm_adaptive(SCHEDULE, tolerance=Tolerance(0.0)), "absolute = 0.0, relative = 0.05; must be above 0"),
+        (
+            lambda: dpm_adaptive(SCHEDULE, tolerance=Tolerance(relative=-1.0)),
+            "relative = -1.0; must be above 0, and not",
+        ),
         (lambda: dpm_adaptive(schedules.uniform(CosineVP(), 4)), "t = 1.0: alpha is 0 there"),
     ],
 )
@@ -290,7 +293,7 @@ def test_a_tolerance_that_cannot_be_met_ends_in_a_message():
         return Estimate.of_x0(torch.rand(x.shape, generator=generator, dtype=x.dtype), x, level)
 
     with pytest.raises(RecipeError, match=r"sample \d+ would need steps below 1e-6 in log-SNR: raise them"):
-        run(dpm_adaptive(GRID, tolerance=Tolerance(1e-9, 0.0)), restless, quantile(SHARE, GRID[0]))
+        run(dpm_adaptive(SCHEDULE, tolerance=Tolerance(1e-9, 0.0)), restless, quantile(SHARE, SCHEDULE[0]))
 
 
 def test_an_estimate_that_is_not_finite_is_named_with_its_step():
@@ -300,7 +303,7 @@ def test_an_estimate_that_is_not_finite_is_named_with_its_step():
         return Estimate.of_x0(estimate.x0 * math.nan, x, level) if late else estimate
 
     with pytest.raises(NonFinite, match=r"step \d+: the estimates of sample 0 from t = 0\.\d+ on are not finite"):
-        run(dpm_adaptive(GRID), broken, quantile(SHARE, GRID[0]))
+        run(dpm_adaptive(SCHEDULE), broken, quantile(SHARE, SCHEDULE[0]))
 
 
 def test_noise_that_is_missing_is_named():

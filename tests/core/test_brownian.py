@@ -99,12 +99,12 @@ def test_parts_with_levels_of_their_own_follow_their_own_part_of_the_path():
 def test_a_table_gets_its_increments_row_by_row_and_fresh_noise_where_it_has_no_span():
     streams = SampleRNG(7, range(4))
     walk = BrownianPath(streams, (3,))
-    grid = schedules.uniform(PROCESS, 4)
-    for table in (euler_ancestral(grid), ancestral(grid), ddim(grid, 1.0)):
+    schedule = schedules.uniform(PROCESS, 4)
+    for table in (euler_ancestral(schedule), ancestral(schedule), ddim(schedule, 1.0)):
         assert isinstance(table, CoefficientTable)
         noise = walk.along(table)
-        assert torch.equal(noise(1), walk.increment(grid[1], grid[2]))
+        assert torch.equal(noise(1), walk.increment(schedule[1], schedule[2]))
         assert torch.equal(noise(START), streams.normal((3,), START))
-    fresh = walk.along(CoefficientTable([StepRow(grid[0], scalar(1.0), (scalar(0.0),), scalar(1.0))]))
+    fresh = walk.along(CoefficientTable([StepRow(schedule[0], scalar(1.0), (scalar(0.0),), scalar(1.0))]))
     assert torch.equal(fresh(0), streams.normal((3,), 0))
     assert torch.equal(fresh(0, 2), streams.normal((3,), 0, 2))

@@ -1,4 +1,4 @@
-"""Every process with every prediction, sampler and grid: what can work is exact, what cannot says so."""
+"""Every process with every prediction, sampler and schedule: what can work is exact, what cannot says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.core import cross
-from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, grid_cell, grid_refusal, plan_of
+from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, plan_of, schedule_cell, schedule_refusal
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw
 from unveil.core import schedules
 from unveil.core.samplers import sampler_specs
@@ -67,9 +67,9 @@ def test_the_ruler_sees_what_is_wrong():
     for wrong in (exact * 1.1, exact + 0.08, torch.cat([exact, exact[exact > 0][:800]])):
         assert distance(wrong) > cross.threshold()
     ancestral, case = sampler_specs()["ancestral"], CASES["linear VP"]
-    grid, plan = plan_of(case, ancestral)
+    schedule, plan = plan_of(case, ancestral)
     quiet = type(plan)([row._replace(noise=0.8 * row.noise) for row in plan.rows])  # type: ignore[attr-defined]
-    assert cell(case, "v", ancestral, (grid, quiet)) > cross.threshold()
+    assert cell(case, "v", ancestral, (schedule, quiet)) > cross.threshold()
 
 
 # ---------------------------------------------------------------------- cells
@@ -106,33 +106,33 @@ def test_what_is_called_inexact_is(case: str, sampler: str):
     assert found > cross.threshold()
 
 
-# ---------------------------------------------------------------------- grids
+# ---------------------------------------------------------------------- schedules
 
-PAIRS = [(case, name) for case in CASES for name in schedules.GRIDS if (case, name) not in UNFIT]
+PAIRS = [(case, name) for case in CASES for name in schedules.SCHEDULES if (case, name) not in UNFIT]
 
 
-@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if grid_refusal(CASES[pair[0]], pair[1])])
-def test_a_grid_that_a_process_cannot_have_says_why(case: str, name: str):
-    refusal = grid_refusal(CASES[case], name)
+@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if schedule_refusal(CASES[pair[0]], pair[1])])
+def test_a_schedule_that_a_process_cannot_have_says_why(case: str, name: str):
+    refusal = schedule_refusal(CASES[case], name)
     assert refusal is not None
     with pytest.raises(RecipeError, match=re.escape(refusal)):
-        grid_cell(CASES[case], name)
+        schedule_cell(CASES[case], name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if not grid_refusal(CASES[pair[0]], pair[1])])
-def test_every_other_grid_leads_to_the_mixture(case: str, name: str):
-    assert grid_cell(CASES[case], name) < cross.threshold()
+@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if not schedule_refusal(CASES[pair[0]], pair[1])])
+def test_every_other_schedule_leads_to_the_mixture(case: str, name: str):
+    assert schedule_cell(CASES[case], name) < cross.threshold()
 
 
 # ---------------------------------------------------------------------- the page
 
 
-def test_the_page_is_of_the_samplers_and_grids_that_there_are():
+def test_the_page_is_of_the_samplers_and_schedules_that_there_are():
     text = (Path(__file__).parents[2] / "docs/cross.md").read_text("utf-8")
     rows = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
-    assert rows == [*sampler_specs(), *schedules.GRIDS], "run python -m tests.core.cross table"
-    exact = "\n".join(line for line in text.splitlines() if "` *" not in line)  # no fine grid makes the others so
+    assert rows == [*sampler_specs(), *schedules.SCHEDULES], "run python -m tests.core.cross table"
+    exact = "\n".join(line for line in text.splitlines() if "` *" not in line)  # no fine schedule makes the others so
     shares = [float(number) for number in re.findall(r"\| (\d+\.\d\d)(?= )", exact)]
     assert len(shares) > 400
     assert max(shares) < 1

@@ -90,9 +90,9 @@ def test_a_schedule_has_the_levels_of_its_times(name):
 
 @pytest.mark.parametrize("sampler", [ddim, euler_ancestral])
 def test_a_row_has_the_coefficients_of_its_step_alone(sampler):
-    grid = schedules.karras(LinearVP(), 9)
+    schedule = schedules.karras(LinearVP(), 9)
     mask = torch.tensor([True, False]).reshape(1, 2, 1, 1)
-    for levels in (grid, grid.map(lambda level: partly(level, mask))):
+    for levels in (schedule, schedule.map(lambda level: partly(level, mask))):
         for number, row in enumerate(sampler(levels).rows):
             alone = sampler(Schedule(levels.process, levels[number : number + 2])).rows[0]
             for one, other in zip(

@@ -49,7 +49,7 @@ def at(half_log_snr: float) -> NoiseLevel:
     return PROCESS.at(PROCESS.t_of(half_log_snr))
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
+def log_snr_schedule(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
     return schedules.uniform_log_snr(PROCESS, steps, low=low, high=high)
 
 
@@ -130,12 +130,12 @@ def test_one_step_errs_by_its_order_plus_one(rule, nodes, order, of):
 
 
 def test_a_first_order_step_is_ddim():
-    grid = log_snr_grid(5)
+    schedule = log_snr_schedule(5)
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)
-    want = run(ddim(grid), mixture, x)
+    want = run(ddim(schedule), mixture, x)
     for of in ("x0", "eps"):
-        torch.testing.assert_close(run(dpm_multistep(grid, 1, of=of), mixture, x), want, rtol=0, atol=1e-13)
-        torch.testing.assert_close(run(dpm_singlestep(grid, 1, of=of), mixture, x), want, rtol=0, atol=1e-13)
+        torch.testing.assert_close(run(dpm_multistep(schedule, 1, of=of), mixture, x), want, rtol=0, atol=1e-13)
+        torch.testing.assert_close(run(dpm_singlestep(schedule, 1, of=of), mixture, x), want, rtol=0, atol=1e-13)
 
 
 def test_2s_is_its_formula():
@@ -164,8 +164,8 @@ def test_dpm_solver_3_is_its_formula():
     assert third.saved_gain.item() == pytest.approx(float(there.alpha / here.alpha))
 
 
-def test_calls_at_the_grids_own_levels_are_those_inside_a_coarser_step():
-    coarse, fine = log_snr_grid(4), log_snr_grid(12)
+def test_calls_at_the_schedules_own_levels_are_those_inside_a_coarser_step():
+    coarse, fine = log_snr_schedule(4), log_snr_schedule(12)
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)
     for of in ("x0", "eps"):
         inside = run(dpm_singlestep(coarse, 3, of=of), mixture, x)
@@ -191,10 +191,10 @@ def test_orders_are_spent_as_published():
 
 def test_the_last_steps_lower_their_order_below_ten_steps():
     used = lambda plan: [len(row.gains) for row in plan.rows]  # noqa: E731
-    assert used(dpmpp_3m(log_snr_grid(9))) == [1, 2, 3, 3, 3, 3, 3, 2, 1]
-    assert used(dpmpp_3m(log_snr_grid(10))) == [1, 2, 3, 3, 3, 3, 3, 3, 3, 3]
-    assert used(dpmpp_3m(log_snr_grid(5), lower_below=0)) == [1, 2, 3, 3, 3]
-    assert used(dpmpp_2m(log_snr_grid(12), lower_below=math.inf)) == [1] + [2] * 10 + [1]
+    assert used(dpmpp_3m(log_snr_schedule(9))) == [1, 2, 3, 3, 3, 3, 3, 2, 1]
+    assert used(dpmpp_3m(log_snr_schedule(10))) == [1, 2, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert used(dpmpp_3m(log_snr_schedule(5), lower_below=0)) == [1, 2, 3, 3, 3]
+    assert used(dpmpp_2m(log_snr_schedule(12), lower_below=math.inf)) == [1] + [2] * 10 + [1]
 
 
 def test_2m_is_its_formula():
@@ -212,9 +212,9 @@ def test_the_exact_third_estimate_makes_third_order():
     def order(rule) -> float:
         errors = []
         for steps in (32, 128):
-            grid = log_snr_grid(steps, -4, 4)
-            x = run(dpm_multistep(grid, 3, rule=rule), quick, quantile(share, grid[0]))
-            errors.append((x - quantile(share, grid[-1])).abs().mean().item())
+            schedule = log_snr_schedule(steps, -4, 4)
+            x = run(dpm_multistep(schedule, 3, rule=rule), quick, quantile(share, schedule[0]))
+            errors.append((x - quantile(share, schedule[-1])).abs().mean().item())
         return math.log2(errors[0] / errors[1]) / 2
 
     assert order(exact) > 2.7
@@ -228,9 +228,9 @@ def test_the_exact_third_estimate_makes_third_order():
     "sampler", [dpmpp_2m, dpmpp_3m, dpmpp_2s, dpm_singlestep_on_schedule, dpmpp_2m_sde, dpmpp_2s_ancestral]
 )
 def test_steps_that_touch_an_end_are_of_first_order(sampler):
-    grid = schedules.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
-    rows = sampler(grid).rows
-    assert floats(rows[0].gains) == pytest.approx([grid[1].alpha.item()], abs=1e-12)
+    schedule = schedules.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
+    rows = sampler(schedule).rows
+    assert floats(rows[0].gains) == pytest.approx([schedule[1].alpha.item()], abs=1e-12)
     assert rows[-1].keep == 0
     assert rows[-1].gains[0].item() == pytest.approx(1.0)
     assert all(weight == 0 for weight in rows[-1].gains[1:])
@@ -239,11 +239,11 @@ def test_steps_that_touch_an_end_are_of_first_order(sampler):
 
 
 def test_a_single_step_from_noise_to_data_is_the_estimate():
-    grid = schedules.uniform(RectifiedFlow(), 1)
+    schedule = schedules.uniform(RectifiedFlow(), 1)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
     for sampler in (dpmpp_2m, dpmpp_2s, dpmpp_sde):
-        got = run(sampler(grid), mixture, x, noise=lambda row, draw=0: torch.ones(5, dtype=torch.float64))
-        torch.testing.assert_close(got, mixture(x, grid[0]).x0)
+        got = run(sampler(schedule), mixture, x, noise=lambda row, draw=0: torch.ones(5, dtype=torch.float64))
+        torch.testing.assert_close(got, mixture(x, schedule[0]).x0)
 
 
 @pytest.mark.parametrize(
@@ -251,14 +251,14 @@ def test_a_single_step_from_noise_to_data_is_the_estimate():
     [(dpmpp_2m, 8), (dpmpp_2s, 15), (dpmpp_sde, 15), (dpm_fast, 8), (lambda g: dpm_singlestep(g, 3), 22)],
 )
 def test_network_calls_of_eight_steps_onto_the_data(sampler, calls):
-    grid = schedules.karras(EDMProcess(), 8)
-    assert len(sampler(grid).levels) == calls
+    schedule = schedules.karras(EDMProcess(), 8)
+    assert len(sampler(schedule).levels) == calls
 
 
 def test_dpm_fast_makes_the_calls_it_is_given():
-    grid = schedules.from_sigmas(EDMProcess(), [10.0, 0.1])
+    schedule = schedules.from_sigmas(EDMProcess(), [10.0, 0.1])
     for calls in (1, 2, 3, 9, 10, 11):
-        assert len(dpm_fast(grid, calls).levels) == calls
+        assert len(dpm_fast(schedule, calls).levels) == calls
 
 
 # ---------------------------------------------------------------------- noise
@@ -266,24 +266,24 @@ def test_dpm_fast_makes_the_calls_it_is_given():
 
 @pytest.mark.parametrize("name", SDES)
 def test_without_noise_the_sdes_are_the_odes(name):
-    grid = schedules.karras(EDMProcess(), 8)
-    x = grid.start(torch.linspace(-2, 2, 7, dtype=torch.float64))
-    plan = SDES[name](grid, 0.0)
+    schedule = schedules.karras(EDMProcess(), 8)
+    x = schedule.start(torch.linspace(-2, 2, 7, dtype=torch.float64))
+    plan = SDES[name](schedule, 0.0)
     assert all(row.noise == 0 for row in plan.rows)
     plain = {"2m": dpmpp_2m, "3m": lambda g: dpm_multistep(g, 3, rule=taylor, lower_below=0)}.get(name, dpmpp_2s)
-    torch.testing.assert_close(run(plan, mixture, x), run(plain(grid), mixture, x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(plan, mixture, x), run(plain(schedule), mixture, x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 @pytest.mark.parametrize("name", ["2m", "3m", "ancestral"])
 def test_noise_makes_up_for_what_a_step_takes_away(name, eta):
     """With the data known to be one point, every step ends at the marginal: variance sigma^2 around it."""
-    grid = log_snr_grid(6)
-    plan = SDES[name](grid, eta)
+    schedule = log_snr_schedule(6)
+    plan = SDES[name](schedule, eta)
     known = lambda x, level: Estimate.of_x0(torch.full_like(x, 0.7), x, level)  # noqa: E731
     count = len(plan.rows) + 2
-    x = torch.zeros(count, dtype=torch.float64) + 0.7 * grid[0].alpha
-    x[1] += grid[0].sigma
+    x = torch.zeros(count, dtype=torch.float64) + 0.7 * schedule[0].alpha
+    x[1] += schedule[0].sigma
 
     def noise(row: int, draw: int = 0) -> torch.Tensor:
         unit = torch.zeros(count, dtype=torch.float64)
@@ -292,8 +292,8 @@ def test_noise_makes_up_for_what_a_step_takes_away(name, eta):
 
     end = run(plan, known, x, noise=noise)
     parts = end - end[0]
-    assert end[0].item() == pytest.approx(0.7 * grid[-1].alpha)
-    assert parts.square().sum().sqrt().item() == pytest.approx(grid[-1].sigma)
+    assert end[0].item() == pytest.approx(0.7 * schedule[-1].alpha)
+    assert parts.square().sum().sqrt().item() == pytest.approx(schedule[-1].sigma)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -309,12 +309,12 @@ def test_the_sdes_mean_follows_a_linear_x0_without_error(eta):
 
 @pytest.mark.parametrize("name", SDES)
 def test_noise_is_scaled_and_spans_its_step(name):
-    grid = log_snr_grid(3)
-    single, double = SDES[name](grid), SDES[name](grid, noise_scale=2.0)
+    schedule = log_snr_schedule(3)
+    single, double = SDES[name](schedule), SDES[name](schedule, noise_scale=2.0)
     for one, two in zip(single.rows, double.rows, strict=True):
         assert two.noise == pytest.approx(2 * one.noise)
     spans = [row.span for row in single.rows if row.noise != 0]
-    assert (spans[0][0], spans[-1][1]) == (grid[0], grid[-1])
+    assert (spans[0][0], spans[-1][1]) == (schedule[0], schedule[-1])
 
 
 def test_dpm_fast_adds_no_noise_at_its_end():
@@ -333,15 +333,18 @@ def test_dpm_fast_adds_no_noise_at_its_end():
     [
         (lambda g: dpm_multistep(g, 4), "order = 4: must lie in 1 to 3"),
         (lambda g: dpm_singlestep(g, 0), "order = 0: must lie in 1 to 3"),
-        (lambda g: dpm_singlestep(g, [2, 2]), "2 orders for a grid of 5 steps: must be as many"),
-        (lambda g: dpm_singlestep_on_schedule(g, [3, 3]), r"orders \[3, 3\] take 6 calls, but the grid has 5 steps"),
+        (lambda g: dpm_singlestep(g, [2, 2]), "2 orders for a schedule of 5 steps: must be as many"),
+        (
+            lambda g: dpm_singlestep_on_schedule(g, [3, 3]),
+            r"orders \[3, 3\] take 6 calls, but the schedule has 5 steps",
+        ),
         (lambda g: dpmpp_sde(g, share=0.0), "share = 0.0: the inner call must lie inside the step"),
         (lambda g: orders_for(0, 2), "calls = 0: a sampler needs at least 1 network call"),
     ],
 )
 def test_mistakes_are_named(make, message):
     with pytest.raises(RecipeError, match=message):
-        make(log_snr_grid(5))
+        make(log_snr_schedule(5))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +356,6 @@ def test_eps_cannot_begin_at_pure_noise(make):
 
 
 def test_a_stage_that_touches_an_end_is_marked_as_unusable():
-    grid = schedules.uniform(RectifiedFlow(), 2)
-    assert not stage([grid[1], at(1.0), grid[2]], "x0", exact)[2]
+    schedule = schedules.uniform(RectifiedFlow(), 2)
+    assert not stage([schedule[1], at(1.0), schedule[2]], "x0", exact)[2]
     assert stage([at(-1.0), at(0.0), at(1.0)], "x0", exact)[2]

@@ -115,10 +115,10 @@ def test_guided_channels_are_the_first_ones_and_the_rest_stay_conditional(x):
 
 
 def test_a_negative_condition_pushes_samples_away_from_it():
-    grid = schedules.uniform(CosineVP(), 40)
+    schedule = schedules.uniform(CosineVP(), 40)
     start = torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    pushed = run(ddim(grid), guidance.cfg(WHOLE, FIRST, 3.0), start)
-    near = [(torch.cdist(s, MEANS[:1]) < 1).double().mean().item() for s in (run(ddim(grid), WHOLE, start), pushed)]
+    pushed = run(ddim(schedule), guidance.cfg(WHOLE, FIRST, 3.0), start)
+    near = [(torch.cdist(s, MEANS[:1]) < 1).double().mean().item() for s in (run(ddim(schedule), WHOLE, start), pushed)]
     assert near[0] > 0.3, near
     assert near[1] < 0.05, near
 
@@ -156,10 +156,11 @@ def test_composed_conditions_add_and_a_negative_one_is_a_not(x, level):
 def test_autoguidance_moves_samples_of_a_blurred_model_back_to_the_modes():
     """A weak model with half more deviation; the strong one errs likewise, by less: guided, the width is right."""
     true, strong, weak = (Mixture([1.0], MEANS[:1], [0.3 * width]) for width in (1.0, 1.25, 1.5))
-    grid = schedules.uniform(CosineVP(), 60)
+    schedule = schedules.uniform(CosineVP(), 60)
     start = torch.randn(2000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     widths = [
-        run(ddim(grid), step, start).std().item() for step in (true, strong, guidance.autoguidance(strong, weak, 2.0))
+        run(ddim(schedule), step, start).std().item()
+        for step in (true, strong, guidance.autoguidance(strong, weak, 2.0))
     ]
     assert abs(widths[2] - widths[0]) < 0.5 * abs(widths[1] - widths[0]), widths
 
@@ -187,8 +188,8 @@ def test_an_interval_of_all_levels_is_the_guided_step(x):
     ):
         for t in (0.01, 0.5, 0.999):
             same(limited(x, CosineVP().at(t)), strong(x, CosineVP().at(t)), 0)
-    grid = schedules.uniform(LinearVP(), 12)
-    got, want = (run(ddim(grid), step, x) for step in (guidance.interval(strong, FIRST, 0.0, 1.0), strong))
+    schedule = schedules.uniform(LinearVP(), 12)
+    got, want = (run(ddim(schedule), step, x) for step in (guidance.interval(strong, FIRST, 0.0, 1.0), strong))
     assert torch.equal(got, want)
 
 
@@ -309,8 +310,8 @@ def test_a_second_call_at_a_level_replaces_the_first(x):
     first = momentum.add(x, levels[0])
     for level in (levels[1], levels[1], levels[2]):
         torch.testing.assert_close(momentum.add(2 * x, level), 2 * x - 0.5 * first)
-    grid = schedules.uniform(CosineVP(), 300)
-    for level in grid[:-1]:
+    schedule = schedules.uniform(CosineVP(), 300)
+    for level in schedule[:-1]:
         momentum.add(x, level)
     assert len(momentum._past) <= 3  # memory does not grow with the steps
 
@@ -393,11 +394,11 @@ def test_steering_leaves_the_noise_end_as_it_is_and_knows_levels_per_sample(x):
 def test_a_shifted_mean_samples_the_class():
     """The ancestral form: mean and deviation of the wanted component, from the unconditional model."""
     score = guidance.log_probability(logits, torch.tensor([1]))
-    grid = schedules.uniform(CosineVP(), 150)
+    schedule = schedules.uniform(CosineVP(), 150)
     streams = SampleRNG(5, range(10))
     start = streams.normal((100, 2), -1).double().reshape(1000, 2)
     noise = lambda step, draw=0: streams.normal((100, 2), step).reshape(1000, 2)  # noqa: E731
-    plan = ancestral(grid, shift=guidance.gradient(score))
+    plan = ancestral(schedule, shift=guidance.gradient(score))
     samples = run(plan, WHOLE, start, noise=noise)
     torch.testing.assert_close(samples.mean(0), MEANS[1], rtol=0, atol=4.5 * 0.4 / 1000**0.5 + 0.01)
     assert samples.std(0).mean().item() == pytest.approx(0.4, abs=0.04)
@@ -405,11 +406,11 @@ def test_a_shifted_mean_samples_the_class():
 
 def test_a_classifiers_gradient_is_found_inside_run_and_inference_mode(x):
     step = guidance.shift_eps(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0]))))
-    grid = schedules.uniform(LinearVP(), 8)
-    want = run(ddim(grid), FIRST, x)
-    torch.testing.assert_close(run(ddim(grid), step, x), want, rtol=0, atol=1e-8)
+    schedule = schedules.uniform(LinearVP(), 8)
+    want = run(ddim(schedule), FIRST, x)
+    torch.testing.assert_close(run(ddim(schedule), step, x), want, rtol=0, atol=1e-8)
     with torch.inference_mode():
-        torch.testing.assert_close(run(ddim(grid), step, x.clone()), want, rtol=0, atol=1e-8)
+        torch.testing.assert_close(run(ddim(schedule), step, x.clone()), want, rtol=0, atol=1e-8)
 
 
 @each_level

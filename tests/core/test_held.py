@@ -31,11 +31,11 @@ def mixture() -> Mixture:
 def drawn(
     process: Process, known: Tensor, until: list[float], sampler: str = "ddim", step: DenoiseFn | None = None
 ) -> Tensor:
-    streams, grid = SampleRNG(0, range(len(known))), schedules.uniform(process, 20)
+    streams, schedule = SampleRNG(0, range(len(known))), schedules.uniform(process, 20)
     times = torch.tensor(until).view(1, *SHAPE)
     noise = streams.normal(SHAPE, START)
-    x = torch.where(times < 1, add_noise(grid[0], known, noise), grid.start(noise))
-    plan = getattr(samplers, sampler)(grid)
+    x = torch.where(times < 1, add_noise(schedule[0], known, noise), schedule.start(noise))
+    plan = getattr(samplers, sampler)(schedule)
     return run(plan, per_token_conditioning(step or mixture(), process, known, times), x, noise=streams.bind(SHAPE))
 
 
@@ -57,8 +57,10 @@ def test_frames_that_are_not_held_do_not_move_the_others():
 
 def test_nothing_held_is_the_step_itself():
     known = torch.zeros(8, *SHAPE)
-    streams, grid = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20)
-    plain = run(samplers.ddim(grid), mixture(), grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
+    streams, schedule = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20)
+    plain = run(
+        samplers.ddim(schedule), mixture(), schedule.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE)
+    )
     assert torch.equal(drawn(RectifiedFlow(), known, [1, 1, 1, 1]), plain)
 
 
@@ -71,10 +73,12 @@ def test_each_part_is_worked_on_from_its_own_time_on():
         return model(x, level)
 
     drawn(RectifiedFlow(), torch.ones(1, *SHAPE), [0, 0.31, 0.62, 1], step=spied)
-    grid = torch.tensor([float(level.t) for level in schedules.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[:-1]
+    schedule = torch.tensor([float(level.t) for level in schedules.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[
+        :-1
+    ]
     for frame, until in enumerate((0, 0.31, 0.62, 1)):
         levels = torch.stack([one[frame] for one in seen])
-        torch.testing.assert_close(levels, grid.clamp(max=until), rtol=0, atol=1e-7)
+        torch.testing.assert_close(levels, schedule.clamp(max=until), rtol=0, atol=1e-7)
 
 
 def test_the_longer_it_is_held_the_nearer_it_stays():
@@ -104,7 +108,7 @@ def test_parts_at_the_data_and_parts_of_pure_noise_are_solved_together(predictio
 
 def test_parts_are_put_back_for_denoisers_of_one_level():
     known, times = torch.full((8, *SHAPE), 1.03), torch.tensor([0, 0.5, 1, 1]).view(1, *SHAPE)
-    streams, grid, levels = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
+    streams, schedule, levels = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
     step = mixture()
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -112,7 +116,7 @@ def test_parts_are_put_back_for_denoisers_of_one_level():
         return step(x, level)
 
     noise = streams.normal(SHAPE, START)
-    x = run(samplers.ddim(grid), replace_known(watched, known, times), grid.start(noise))
+    x = run(samplers.ddim(schedule), replace_known(watched, known, times), schedule.start(noise))
     assert torch.equal(x[:, :, 0], known[:, :, 0])
     assert not torch.equal(x[:, :, 1], known[:, :, 1]), "let go half-way"
     assert all(t.ndim == 0 for t in levels)

@@ -246,8 +246,8 @@ def test_ddrm_follows_noised_images_under_the_true_denoiser(eta):
     truth = smooth(*shape).sample(1).expand(count, *shape)
     z = torch.randn(count, *shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     y = operator(truth) + noise_level * z
-    grid = schedules.uniform(LinearVP(), 12)
-    plan = inverse.ddrm(grid, operator, y, noise_level=noise_level, eta=eta)
+    schedule = schedules.uniform(LinearVP(), 12)
+    plan = inverse.ddrm(schedule, operator, y, noise_level=noise_level, eta=eta)
     noise, draw = noises(truth.shape)
     start = plan.start(noise)
     seen: list[float] = []
@@ -290,15 +290,15 @@ def test_ddrm_counts_the_noise_of_the_measurement_in(name):
 
 
 def test_ddrm_is_the_same_under_every_process():
-    """On one log-SNR grid it takes the same path in x / alpha."""
+    """On one log-SNR schedule it takes the same path in x / alpha."""
     field, operator = smooth(3, 6, 5), inverse.block_average((6, 5), 2)
     y = operator(field.sample(3))
     found = []
     for process in (CosineVP(), LinearVP()):
-        grid = schedules.uniform_log_snr(process, 12, low=-3.5, high=3.0)
-        plan = inverse.ddrm(grid, operator, y, noise_level=0.1)
+        schedule = schedules.uniform_log_snr(process, 12, low=-3.5, high=3.0)
+        plan = inverse.ddrm(schedule, operator, y, noise_level=0.1)
         noise, draw = noises(torch.Size((3, 3, 6, 5)))
-        found.append(run(plan, field, plan.start(noise), noise=draw) / grid[-1].alpha)
+        found.append(run(plan, field, plan.start(noise), noise=draw) / schedule[-1].alpha)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-8)
 
 
@@ -312,18 +312,23 @@ def known_half() -> tuple[Field, Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     "sampler",
-    [ddim, lambda grid: ddim(grid, 0.5), ancestral, lambda grid: inverse.repaint(ancestral(grid), grid, count=3)],
+    [
+        ddim,
+        lambda schedule: ddim(schedule, 0.5),
+        ancestral,
+        lambda schedule: inverse.repaint(ancestral(schedule), schedule, count=3),
+    ],
     ids=["ddim", "stochastic", "ancestral", "repaint"],
 )
 @pytest.mark.parametrize("process", [CosineVP(), LinearVP(), DiscreteVP(betas("linear", 50))], ids=["cos", "lin", "n"])
 def test_known_pixels_come_back_bit_by_bit(sampler: Callable[[Schedule], Plan], process):
     field, truth, keep = known_half()
     noise, draw = noises(truth.shape, dtype=torch.float32)
-    grid = schedules.uniform(process, 25)
-    x = run(sampler(grid), inverse.inpaint(field, truth, keep), grid.start(noise), noise=draw)
+    schedule = schedules.uniform(process, 25)
+    x = run(sampler(schedule), inverse.inpaint(field, truth, keep), schedule.start(noise), noise=draw)
     known = keep.expand_as(x)
     assert torch.equal(x[known], truth[known])
-    gap = run(sampler(grid), field, grid.start(noise), noise=draw)
+    gap = run(sampler(schedule), field, schedule.start(noise), noise=draw)
     assert psnr(x[~known], truth[~known]) > psnr(gap[~known], truth[~known]) + 2  # the gap fits what is around it
 
 
@@ -343,11 +348,11 @@ def test_known_pixels_have_the_distribution_of_noised_images_at_every_level():
     count = 4000
     truth = field.sample(1).expand(count, 1, 2, 2)
     noise, draw = noises(truth.shape)
-    grid = schedules.uniform(LinearVP(), 20)
+    schedule = schedules.uniform(LinearVP(), 20)
     step = inverse.inpaint(field, truth, torch.tensor([[True, False], [False, False]]))
 
     def look(shown):
-        there = grid[shown.state.number]
+        there = schedule[shown.state.number]
         known = shown.state.x[:, 0, 0, 0]
         assert known.mean().item() == pytest.approx(
             float(there.alpha * truth[0, 0, 0, 0]), abs=4.5 * there.sigma.item() / count**0.5 + 0.01
@@ -356,7 +361,7 @@ def test_known_pixels_have_the_distribution_of_noised_images_at_every_level():
             there.sigma.item(), abs=4.5 * there.sigma.item() / (2 * count) ** 0.5 + 1e-9
         )
 
-    run(ancestral(grid), step, grid.start(noise), noise=draw, on_step=look)
+    run(ancestral(schedule), step, schedule.start(noise), noise=draw, on_step=look)
 
 
 def test_paste_puts_known_pixels_back_whatever_the_sampler_left():
@@ -367,8 +372,8 @@ def test_paste_puts_known_pixels_back_whatever_the_sampler_left():
 
 def test_resampling_goes_back_and_comes_again():
     """Two jumps of 2 in 6 steps, each stretch walked twice: from 2 left back to 4, from 0 ... as published."""
-    grid = schedules.uniform(CosineVP(), 6)
-    plan = inverse.repaint(ancestral(grid), grid, length=2, count=2)
+    schedule = schedules.uniform(CosineVP(), 6)
+    plan = inverse.repaint(ancestral(schedule), schedule, length=2, count=2)
     seen: list[float] = []
     noise, draw = noises(torch.Size((1, 3)))
     drawn: list[int] = []
@@ -385,14 +390,14 @@ def test_resampling_goes_back_and_comes_again():
     assert seen == [6, 5, 4, 5, 4, 3, 2, 3, 2, 1]
     assert plan.total == len(plan.moves) == 12
     assert drawn == list(range(11))  # each its own, and none for the last step onto the data
-    once = inverse.repaint(ancestral(grid), grid, length=2, count=1)
-    want = run(ancestral(grid), step, noise, noise=draw)
+    once = inverse.repaint(ancestral(schedule), schedule, length=2, count=1)
+    want = run(ancestral(schedule), step, noise, noise=draw)
     assert torch.equal(run(once, step, noise, noise=draw), want)
 
 
 def test_a_jump_has_the_law_of_the_forward_process():
-    grid = schedules.uniform(LinearVP(), 6)
-    plan = inverse.repaint(ddim(grid), grid, length=3, count=2)
+    schedule = schedules.uniform(LinearVP(), 6)
+    plan = inverse.repaint(ddim(schedule), schedule, length=3, count=2)
     count = 20_000
     noise, draw = noises(torch.Size((count, 1)))
     field = Field(torch.tensor([0.4], dtype=torch.float64), torch.tensor([[0.25]], dtype=torch.float64))
@@ -419,20 +424,20 @@ def test_resampling_brings_the_gap_to_the_exact_posterior():
     count = 2000
     pixels = torch.tensor([[1.5, 0.0]], dtype=torch.float64).expand(count, 2)
     keep = torch.tensor([True, False])
-    grid = schedules.uniform(CosineVP(), 30)
+    schedule = schedules.uniform(CosineVP(), 30)
     noise, draw = noises(torch.Size((count, 2)))
     errors = []
     for again in (1, 8):
-        plan = inverse.repaint(ancestral(grid), grid, length=3, count=again)
-        x = run(plan, inverse.inpaint(field, pixels, keep), grid.start(noise), noise=draw)
+        plan = inverse.repaint(ancestral(schedule), schedule, length=3, count=again)
+        x = run(plan, inverse.inpaint(field, pixels, keep), schedule.start(noise), noise=draw)
         errors.append(abs(x[:, 1].mean().item() - 0.9 * 1.5))
     assert errors[1] < 0.5 * errors[0], errors
 
 
 def test_resampling_takes_learned_variances():
     process = DiscreteVP(betas("linear", 12))
-    grid = schedules.uniform(process, 12)
-    plan = inverse.repaint(ancestral(grid, learned_range), grid, length=3, count=2)
+    schedule = schedules.uniform(process, 12)
+    plan = inverse.repaint(ancestral(schedule, learned_range), schedule, length=3, count=2)
     field = smooth(1, 2, 2)
     noise, draw = noises(torch.Size((3, 1, 2, 2)))
 
@@ -465,7 +470,7 @@ def test_an_edit_of_a_discrete_process_begins_at_an_index():
     rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 0.01)
     assert [process.timestep(level) for level in rest[:-1]] == [0]
     rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 1.0)
-    assert len(rest) == 6  # a grid that begins below t = 1 is not made longer
+    assert len(rest) == 6  # a schedule that begins below t = 1 is not made longer
 
 
 def test_an_edit_keeps_more_of_the_image_the_later_it_begins():
@@ -490,8 +495,8 @@ def test_dps_draws_near_to_any_differentiable_measurement(size):
     field = smooth(3, *size, reach=2.5)
     truth = field.sample(8)
     noise, draw = noises(truth.shape)
-    grid = schedules.uniform(CosineVP(), 60)
-    free = run(ancestral(grid), field, grid.start(noise), noise=draw)
+    schedule = schedules.uniform(CosineVP(), 60)
+    free = run(ancestral(schedule), field, schedule.start(noise), noise=draw)
     small = inverse.block_average(size, 2)
 
     def bent(x: Tensor) -> Tensor:
@@ -499,8 +504,8 @@ def test_dps_draws_near_to_any_differentiable_measurement(size):
 
     for measure, gain in ((bent, 1.0), (small, 2.0)):
         y = measure(truth)
-        plan = inverse.dps(ancestral(grid), measure, y, scale=0.5)
-        x = run(plan, field, grid.start(noise), noise=draw)
+        plan = inverse.dps(ancestral(schedule), measure, y, scale=0.5)
+        x = run(plan, field, schedule.start(noise), noise=draw)
         assert off(measure, x, y) < 0.5 * off(measure, free, y)
         assert psnr(x, truth) > psnr(free, truth) + gain
     met = inverse.project(x, small, small(truth))
@@ -512,10 +517,10 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
     field = smooth(1, 3, 2)
     truth = field.sample(2)
     noise, _ = noises(truth.shape)
-    grid = schedules.from_times(CosineVP(), [0.8, 0.5])
+    schedule = schedules.from_times(CosineVP(), [0.8, 0.5])
 
     def distance(x: Tensor) -> Tensor:
-        return (truth.sin() - field(x, grid[0]).x0.sin()).flatten(1).norm(dim=1)
+        return (truth.sin() - field(x, schedule[0]).x0.sin()).flatten(1).norm(dim=1)
 
     slope, tiny = torch.zeros_like(truth), 1e-6
     for place in range(6):
@@ -523,19 +528,19 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
         move[place] = tiny
         move = move.reshape(1, 1, 3, 2)
         slope.flatten(1)[:, place] = (distance(noise + move) - distance(noise - move)) / (2 * tiny)
-    plan = inverse.dps(ddim(grid), torch.sin, truth.sin(), scale=0.7)
-    want = run(ddim(grid), field, noise) - 0.7 * slope
+    plan = inverse.dps(ddim(schedule), torch.sin, truth.sin(), scale=0.7)
+    want = run(ddim(schedule), field, noise) - 0.7 * slope
     torch.testing.assert_close(run(plan, field, noise), want, rtol=0, atol=1e-7)
     with torch.inference_mode():
         torch.testing.assert_close(run(plan, field, noise.clone()), want, rtol=0, atol=1e-7)
-    alone = inverse.dps(ddim(grid), torch.sin, truth[1:].sin(), scale=0.7)
+    alone = inverse.dps(ddim(schedule), torch.sin, truth[1:].sin(), scale=0.7)
     torch.testing.assert_close(run(alone, field, noise[1:]), want[1:], rtol=0, atol=1e-7)  # samples do not mix
 
 
 # ---------------------------------------------------------------------- mistakes
 
 IMAGE = torch.zeros(2, 3, 8, 8)
-GRID = schedules.uniform(CosineVP(), 4)
+SCHEDULE = schedules.uniform(CosineVP(), 4)
 
 
 @pytest.mark.parametrize(
@@ -551,16 +556,16 @@ GRID = schedules.uniform(CosineVP(), 4)
         (lambda: inverse.paste(IMAGE[:1], IMAGE, torch.ones(8, 8, dtype=torch.bool)), ShapeError,
          r"known pixels \(2, 3, 8, 8\) for x \(1, 3, 8, 8\)"),
         (lambda: inverse.block_average((8, 9), 2)(IMAGE), ShapeError, "this operator needs 9 along axis -1"),
-        (lambda: inverse.ddrm(GRID, inverse.block_average((8, 8), 2), IMAGE), ShapeError,
+        (lambda: inverse.ddrm(SCHEDULE, inverse.block_average((8, 8), 2), IMAGE), ShapeError,
          r"a measurement \(2, 3, 8, 8\): this operator needs 4 along axis -2"),
-        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
-        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
-        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for an image"),
-        (lambda: inverse.repaint(ancestral(GRID), GRID, length=0), RecipeError, "length = 0, count = 10: both"),
-        (lambda: inverse.repaint(ancestral(FINE), GRID), RecipeError, "a plan of 20 rows over 4 steps"),
-        (lambda: inverse.ddrm(GRID, inverse.Mask(IMAGE > 0), IMAGE, eta=1.5), RecipeError, "eta = 1.5: must lie"),
-        (lambda: inverse.ddrm(GRID, inverse.Mask(IMAGE > 0), IMAGE, noise_level=-1), RecipeError, "at least 0"),
-        (lambda: inverse.dps(ddim(GRID), torch.sin, IMAGE, scale=0.0), RecipeError, "scale = 0.0: must be above 0"),
+        (lambda: inverse.sdedit(SCHEDULE, IMAGE, IMAGE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
+        (lambda: inverse.sdedit(SCHEDULE, IMAGE, IMAGE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
+        (lambda: inverse.sdedit(SCHEDULE, IMAGE, IMAGE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for an image"),
+        (lambda: inverse.repaint(ancestral(SCHEDULE), SCHEDULE, length=0), RecipeError, "length = 0, count = 10: both"),
+        (lambda: inverse.repaint(ancestral(FINE), SCHEDULE), RecipeError, "a plan of 20 rows over 4 steps"),
+        (lambda: inverse.ddrm(SCHEDULE, inverse.Mask(IMAGE > 0), IMAGE, eta=1.5), RecipeError, "eta = 1.5: must lie"),
+        (lambda: inverse.ddrm(SCHEDULE, inverse.Mask(IMAGE > 0), IMAGE, noise_level=-1), RecipeError, "at least 0"),
+        (lambda: inverse.dps(ddim(SCHEDULE), torch.sin, IMAGE, scale=0.0), RecipeError, "scale = 0.0: must be above 0"),
         (lambda: inverse.block_average((8, 8), 0), RecipeError, "factor = 0: a block has at least 1 x 1 pixels"),
         (lambda: inverse.blur((8, 8), [0.5, 0.5]), RecipeError, "needs an odd number of weights in a row"),
         (lambda: inverse.gaussian(0.0), RecipeError, "deviation = 0.0: must be above 0 pixels"),
@@ -578,9 +583,9 @@ def test_inputs_that_do_not_fit_are_named_when_they_are_seen():
     field, x = smooth(3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     step = inverse.inpaint(field, IMAGE, torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(ShapeError, match=r"known pixels \(2, 3, 8, 8\) for x \(2, 3, 4, 4\)"):
-        run(ddim(GRID), step, x)
-    plan = inverse.dps(ddim(GRID), inverse.block_average((4, 4), 2), torch.zeros(2, 3, 1))
+        run(ddim(SCHEDULE), step, x)
+    plan = inverse.dps(ddim(SCHEDULE), inverse.block_average((4, 4), 2), torch.zeros(2, 3, 1))
     with pytest.raises(ShapeError, match=r"y \(2, 3, 1\): the measurement of x is \(2, 3, 2, 2\)"):
         run(plan, field, x)
     with pytest.raises(RecipeError, match="this sampler adds noise: pass noise="):
-        run(inverse.repaint(ddim(GRID), GRID, length=1, count=2), field, x)
+        run(inverse.repaint(ddim(SCHEDULE), SCHEDULE, length=1, count=2), field, x)

@@ -65,7 +65,7 @@ def step_for(entry: SamplerSpec) -> DenoiseFn:
     return consistent if entry.denoiser == "consistency" else exact
 
 
-def log_snr_grid(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Schedule:
+def log_snr_schedule(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Schedule:
     return schedules.uniform_log_snr(process, steps, low=low, high=high)
 
 
@@ -82,9 +82,9 @@ def test_the_error_falls_at_the_declared_order(entry):
     share = torch.special.ndtr(torch.linspace(-2.5, 2.5, 60, dtype=torch.float64))
 
     def error(steps: int) -> float:
-        grid = log_snr_grid(CosineVP(), steps, -4, 5)
-        x = run(entry.plan(grid), quick, quantile(share, grid[0]))
-        return (x - quantile(share, grid[-1])).square().mean().sqrt().item()
+        schedule = log_snr_schedule(CosineVP(), steps, -4, 5)
+        x = run(entry.plan(schedule), quick, quantile(share, schedule[0]))
+        return (x - quantile(share, schedule[-1])).square().mean().sqrt().item()
 
     errors = [error(steps) for steps in (32, 64, 128)]
     assert fitted(errors) > entry.order - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
@@ -93,13 +93,13 @@ def test_the_error_falls_at_the_declared_order(entry):
 @those(lambda entry: entry.order is not None and entry.stochastic)
 def test_mean_and_variance_come_near_at_the_declared_order(entry):
     def error(steps: int) -> float:
-        grid = log_snr_grid(CosineVP(), steps)
-        plan = entry.plan(grid)
+        schedule = log_snr_schedule(CosineVP(), steps)
+        plan = entry.plan(schedule)
         assert isinstance(plan, CoefficientTable), (
             "a weak order is measured on a table: declare order=None, or test it elsewhere"
         )
-        mean, variance = affine_moments(plan, grid[0], 0.4, 0.5)
-        end = grid[-1]
+        mean, variance = affine_moments(plan, schedule[0], 0.4, 0.5)
+        end = schedule[-1]
         return abs(mean - 0.4 * end.alpha) + abs(variance - (0.5 * end.alpha) ** 2 - end.sigma**2)
 
     errors = [error(steps) for steps in (64, 128, 256)]
@@ -108,19 +108,19 @@ def test_mean_and_variance_come_near_at_the_declared_order(entry):
 
 @cache
 def increments(count: int) -> tuple[Tensor, list[float]]:
-    """One Brownian path at the levels of a fine grid, and its clock there."""
-    grid = log_snr_grid(CosineVP(), count)
+    """One Brownian path at the levels of a fine schedule, and its clock there."""
+    schedule = log_snr_schedule(CosineVP(), count)
     path = BrownianPath(SampleRNG(5, range(1000)), ())
-    clock = [float(level.alpha**2) for level in grid]
+    clock = [float(level.alpha**2) for level in schedule]
     values = [torch.zeros(1000, dtype=torch.float64)]
     for k in range(count):
         width = clock[k + 1] - clock[k]
-        values.append(values[-1] + math.sqrt(width) * path.increment(grid[k], grid[k + 1]).double())
+        values.append(values[-1] + math.sqrt(width) * path.increment(schedule[k], schedule[k + 1]).double())
     return torch.stack(values), clock
 
 
 def fixed_path(table: CoefficientTable, count: int) -> Noise:
-    """The normalised increments of that path over the spans of a table; every end is a level of the fine grid."""
+    """The normalised increments of that path over the spans of a table; every end is a level of the fine schedule."""
     values, clock = increments(count)
 
     def noise(row: int, draw: int = 0) -> Tensor:
@@ -141,9 +141,9 @@ def test_the_error_on_one_brownian_path_falls_at_the_declared_strong_order(entry
     start = draw(1000, seed=3), torch.randn(1000, generator=generator, dtype=torch.float64)
 
     def sample(steps: int) -> Tensor:
-        grid = log_snr_grid(CosineVP(), steps)
-        table = entry.plan(grid)
-        x = grid[0].alpha * start[0] + grid[0].sigma * start[1]
+        schedule = log_snr_schedule(CosineVP(), steps)
+        table = entry.plan(schedule)
+        x = schedule[0].alpha * start[0] + schedule[0].sigma * start[1]
         return run(table, quick, x, noise=fixed_path(table, 1024))
 
     reference = sample(512)
@@ -159,11 +159,11 @@ def test_the_error_on_one_brownian_path_falls_at_the_declared_strong_order(entry
 def test_mean_and_variance_of_20000_samples_are_the_mixtures(entry):
     # first order needs many steps; a consistency function is exact in any number
     calls = {1: 1000, None: 300}.get(entry.order, 150) if entry.denoiser == "mean" else 3
-    grid = log_snr_grid(CosineVP(), max(round(calls / max(entry.calls or 1, 1)), 3)).onto_data()
-    plan = entry.build(grid, **{**entry.options, **entry.fine_options})
+    schedule = log_snr_schedule(CosineVP(), max(round(calls / max(entry.calls or 1, 1)), 3)).onto_data()
+    plan = entry.build(schedule, **{**entry.options, **entry.fine_options})
     size = 20_000
     generator = torch.Generator().manual_seed(10**6)  # none of the rows' seeds
-    x = grid[0].alpha * draw(size, seed=10**7) + grid[0].sigma * torch.randn(
+    x = schedule[0].alpha * draw(size, seed=10**7) + schedule[0].sigma * torch.randn(
         size, generator=generator, dtype=torch.float64
     )
     x = run(plan, consistent if entry.denoiser == "consistency" else quick, x, noise=fresh(size))
@@ -179,17 +179,17 @@ def test_mean_and_variance_of_20000_samples_are_the_mixtures(entry):
 
 
 def on(process: Process, entry: SamplerSpec, clean: bool) -> Tensor:
-    """A sample in x0's own scale, from one start and on one log-SNR grid."""
-    grid = log_snr_grid(process, 12, -3.9, 3.0)
-    grid = grid.onto_data() if clean else grid
+    """A sample in x0's own scale, from one start and on one log-SNR schedule."""
+    schedule = log_snr_schedule(process, 12, -3.9, 3.0)
+    schedule = schedule.onto_data() if clean else schedule
     noise = torch.linspace(-2, 2, 40, dtype=torch.float64)
-    x = run(entry.plan(grid), step_for(entry), grid[0].alpha * 0.2 + grid[0].sigma * noise, noise=fresh(40))
-    return x / grid[-1].alpha
+    x = run(entry.plan(schedule), step_for(entry), schedule[0].alpha * 0.2 + schedule[0].sigma * noise, noise=fresh(40))
+    return x / schedule[-1].alpha
 
 
 @pytest.mark.parametrize("clean", [False, True], ids=["to-a-level", "onto-data"])
 @those(lambda entry: entry.domain == "log-snr")
-def test_the_process_does_not_matter_on_one_log_snr_grid(entry, clean):
+def test_the_process_does_not_matter_on_one_log_snr_schedule(entry, clean):
     want = on(PROCESSES["cosine-vp"], entry, clean)
     for process in PROCESSES.values():
         torch.testing.assert_close(on(process, entry, clean), want, rtol=0, atol=1e-9)
@@ -205,12 +205,12 @@ def test_the_process_matters_where_the_entry_says_so(entry):
 @pytest.mark.parametrize("process", PROCESSES)
 def test_whole_runs_of_any_length_are_finite_or_refused_by_name(entry, process):
     for steps in (1, 2, 7):
-        grid = schedules.uniform(PROCESSES[process], steps).onto_data()
-        if grid[0].alpha == 0 and entry.start == "finite":
+        schedule = schedules.uniform(PROCESSES[process], steps).onto_data()
+        if schedule[0].alpha == 0 and entry.start == "finite":
             with pytest.raises(RecipeError, match="alpha"):
-                run(entry.plan(grid), step_for(entry), grid.start(fresh(9)(START % 7)), noise=fresh(9))
+                run(entry.plan(schedule), step_for(entry), schedule.start(fresh(9)(START % 7)), noise=fresh(9))
             continue
-        x = run(entry.plan(grid), step_for(entry), grid.start(fresh(9)(0)), noise=fresh(9))
+        x = run(entry.plan(schedule), step_for(entry), schedule.start(fresh(9)(0)), noise=fresh(9))
         assert x.isfinite().all()
 
 
@@ -221,8 +221,8 @@ def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
 
     # where time is the clock, only the process that ends before clean data has to be left in a straight step
     for process in PROCESSES.values() if entry.domain == "log-snr" else [VE()]:
-        grid = schedules.uniform_log_snr(process, 20, low=-3).onto_data()
-        x = run(entry.plan(grid), settled, grid.start(fresh(9)(0)), noise=fresh(9))
+        schedule = schedules.uniform_log_snr(process, 20, low=-3).onto_data()
+        x = run(entry.plan(schedule), settled, schedule.start(fresh(9)(0)), noise=fresh(9))
         torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-9)
 
 
@@ -236,8 +236,8 @@ def smooth(x: Tensor, level: NoiseLevel) -> Estimate:
 
 def batch_of(entry: SamplerSpec, samples: list[int]) -> Tensor:
     streams = SampleRNG(11, samples)
-    grid = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
-    return run(entry.plan(grid), smooth, grid.start(streams.normal((2, 3), START)), noise=streams.bind((2, 3)))
+    schedule = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
+    return run(entry.plan(schedule), smooth, schedule.start(streams.normal((2, 3), START)), noise=streams.bind((2, 3)))
 
 
 @every
@@ -249,9 +249,9 @@ def test_one_sample_is_the_same_alone_and_among_eight(entry):
 
 
 def setting(entry: SamplerSpec) -> tuple[Plan, Tensor, Noise]:
-    grid = log_snr_grid(CosineVP(), 6).onto_data()
+    schedule = log_snr_schedule(CosineVP(), 6).onto_data()
     return (
-        entry.plan(grid),
+        entry.plan(schedule),
         torch.linspace(-9, 9, 20, dtype=torch.float64).reshape(4, 5),
         lambda row, draw=0: fresh(20)(row).reshape(4, 5),
     )
@@ -311,7 +311,7 @@ def calls_of(entry: SamplerSpec, steps: int) -> int:
         return exact(x, level)
 
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
-    run(entry.plan(log_snr_grid(CosineVP(), steps)), counted, x, noise=fresh(5) if entry.stochastic else None)
+    run(entry.plan(log_snr_schedule(CosineVP(), steps)), counted, x, noise=fresh(5) if entry.stochastic else None)
     return calls
 
 
@@ -320,7 +320,7 @@ def test_the_cost_and_the_need_of_noise_are_as_declared(entry):
     if entry.stochastic:
         x = torch.linspace(-2, 2, 5, dtype=torch.float64)
         with pytest.raises(RecipeError, match="this sampler adds noise"):
-            run(entry.plan(log_snr_grid(CosineVP(), 3)), exact, x)
+            run(entry.plan(log_snr_schedule(CosineVP(), 3)), exact, x)
     if entry.calls is not None:
         # the calls of more steps: what a beginning costs once is not a part of a step
         assert calls_of(entry, 16) - calls_of(entry, 10) == pytest.approx(6 * entry.calls)

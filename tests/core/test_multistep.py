@@ -40,9 +40,9 @@ def states(plan: Plan, step: DenoiseFn, x: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
-    grid = schedules.from_sigmas(EDMProcess(), SIGMAS)
+    schedule = schedules.from_sigmas(EDMProcess(), SIGMAS)
     for power in range(order + 1):
-        kept = states(lms(grid, order), step_of(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
+        kept = states(lms(schedule, order), step_of(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(SIGMAS)):
             if k + 1 >= order:  # the first steps have fewer estimates
                 want = (there ** (power + 1) - here ** (power + 1)) / (power + 1)
@@ -53,9 +53,11 @@ def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
     times = [1.0, 0.9, 0.65, 0.6, 0.3, 0.12, 0.0]
-    grid = schedules.from_times(RectifiedFlow(), times)
+    schedule = schedules.from_times(RectifiedFlow(), times)
     for power in range(order + 1):
-        kept = states(adams_bashforth(grid, order), step_of(lambda level, p=power: level.t**p), torch.zeros(1).double())
+        kept = states(
+            adams_bashforth(schedule, order), step_of(lambda level, p=power: level.t**p), torch.zeros(1).double()
+        )
         for k, (here, there) in enumerate(pairwise(times)):
             if k + 1 >= order:
                 want = (there ** (power + 1) - here ** (power + 1)) / (power + 1)
@@ -64,18 +66,18 @@ def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
 
 
 def test_adams_bashforth_of_order_1_is_euler_in_t():
-    grid = schedules.uniform(LinearVP(), 9)
+    schedule = schedules.uniform(LinearVP(), 9)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
     want = x
-    for here, there in pairwise(grid):
+    for here, there in pairwise(schedule):
         estimate = mixture(want, here)
         want = want + (there.t - here.t) * (here.dalpha * estimate.x0 + here.dsigma * estimate.eps)
-    torch.testing.assert_close(run(adams_bashforth(grid, 1), mixture, x), want, rtol=0, atol=1e-13)
+    torch.testing.assert_close(run(adams_bashforth(schedule, 1), mixture, x), want, rtol=0, atol=1e-13)
 
 
 def test_where_time_ends_before_the_data_the_last_step_is_straight():
-    grid = schedules.uniform(VE(), 6).onto_data()  # t = 0 at sigma_min, and clean data beyond it
-    x = run(adams_bashforth(grid), lambda x, level: Estimate.of_x0(0 * x + 0.7, x, level), torch.ones(3).double())
+    schedule = schedules.uniform(VE(), 6).onto_data()  # t = 0 at sigma_min, and clean data beyond it
+    x = run(adams_bashforth(schedule), lambda x, level: Estimate.of_x0(0 * x + 0.7, x, level), torch.ones(3).double())
     torch.testing.assert_close(x, torch.full_like(x, 0.7))
 
 
@@ -88,13 +90,13 @@ def test_even_steps_have_the_known_weights():
 
 
 def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
-    grid = schedules.uniform_log_snr(CosineVP(), 7, low=-2, high=2)
-    rows = plms(grid).rows
+    schedule = schedules.uniform_log_snr(CosineVP(), 7, low=-2, high=2)
+    rows = plms(schedule).rows
     assert len(rows) == 8  # one call more, in the first step
     assert rows[0].saves_x
-    plain = ddim(grid).rows
+    plain = ddim(schedule).rows
     for k, weights in ((3, BASHFORTH[2]), (5, BASHFORTH[3])):  # after 2 and 4 steps
-        here, there = grid[k - 1], grid[k]
+        here, there = schedule[k - 1], schedule[k]
         gain = there.sigma - here.sigma * there.alpha / here.alpha
         assert rows[k].keep.item() == pytest.approx(float(there.alpha / here.alpha))
         used = [weight.item() for weight in rows[k].gains if weight != 0]
@@ -107,11 +109,11 @@ def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
 
 def test_the_first_step_is_improved_eulers_or_runge_kuttas():
     """With eps = sigma / alpha in y = x / alpha: y moves by the mean of what the calls saw."""
-    grid = schedules.from_sigmas(VE(), [8.0, 2.0, 1.0])
+    schedule = schedules.from_sigmas(VE(), [8.0, 2.0, 1.0])
     seen = lambda level: float(level.sigma)  # noqa: E731
-    kept = states(plms(grid, improved_euler), step_of(seen), torch.zeros(1).double())
+    kept = states(plms(schedule, improved_euler), step_of(seen), torch.zeros(1).double())
     assert kept[2] == pytest.approx(-6.0 * (8.0 + 2.0) / 2)
-    kept = states(plms(grid, runge_kutta), step_of(seen), torch.zeros(1).double())
+    kept = states(plms(schedule, runge_kutta), step_of(seen), torch.zeros(1).double())
     middle = 4.0  # half-way in t, which is even in log(sigma)
     assert kept[4] == pytest.approx(-6.0 * (8.0 + 2 * middle + 2 * middle + 2.0) / 6)
 
@@ -119,26 +121,26 @@ def test_the_first_step_is_improved_eulers_or_runge_kuttas():
 @pytest.mark.parametrize(("sampler", "more"), [(plms, 1), (pndm, 9)])
 def test_network_calls(sampler, more):
     for steps in (4, 20):
-        grid = schedules.uniform_log_snr(LinearVP(), steps, low=-3, high=3)
-        assert len(sampler(grid).levels) == steps + more
+        schedule = schedules.uniform_log_snr(LinearVP(), steps, low=-3, high=3)
+        assert len(sampler(schedule).levels) == steps + more
     onto_data = schedules.karras(EDMProcess(), 1)
     assert len(sampler(onto_data).levels) == 1  # no call can be made at the data
 
 
 def test_a_constant_eps_is_carried_without_error():
-    grid = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
+    schedule = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
     x0, eps = torch.tensor([0.3]).double(), torch.tensor([-1.2]).double()
-    x = grid[0].alpha * x0 + grid[0].sigma * eps
+    x = schedule[0].alpha * x0 + schedule[0].sigma * eps
     for sampler in (plms, pndm, lms):
-        got = run(sampler(grid), lambda x, level: Estimate(x0, eps), x)
-        torch.testing.assert_close(got, grid[-1].alpha * x0 + grid[-1].sigma * eps, rtol=0, atol=1e-12)
+        got = run(sampler(schedule), lambda x, level: Estimate(x0, eps), x)
+        torch.testing.assert_close(got, schedule[-1].alpha * x0 + schedule[-1].sigma * eps, rtol=0, atol=1e-12)
 
 
 def test_parts_that_wait_begin_as_if_alone_even_among_others():
     """The registry's test has one waiting part; here the start of one falls into the middle of another's run."""
     tracks = [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.9, 0.9, 0.9, 0.6, 0.3, 0.2]]
     process = RectifiedFlow()
-    grid = schedules.from_times(
+    schedule = schedules.from_times(
         process, [torch.tensor([pair], dtype=torch.float64) for pair in zip(*tracks, strict=True)]
     )
     x = torch.tensor([[1.3, -0.4]], dtype=torch.float64)
@@ -147,7 +149,7 @@ def test_parts_that_wait_begin_as_if_alone_even_among_others():
         return Estimate.of_x0(torch.tanh(x) * (1 - level.t), x, level)
 
     for sampler in (plms, pndm, lms):
-        got = run(sampler(grid), tokens, x)
+        got = run(sampler(schedule), tokens, x)
         for k, track in enumerate(tracks):
             alone = schedules.from_times(process, sorted(set(track), reverse=True))
             want = run(sampler(alone), tokens, x[:, k : k + 1])

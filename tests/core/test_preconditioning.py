@@ -207,8 +207,8 @@ def test_a_preconditioned_network_samples():
             return torch.zeros_like(x)  # with unit variance everywhere, c_skip alone is the posterior mean
 
     process = EDMProcess()
-    grid = karras(process, 400, sigma_min=0.002, sigma_max=80.0)
+    schedule = karras(process, 400, sigma_min=0.002, sigma_max=80.0)
     step = Denoiser(Exact(), process, prediction=preconditioning.EDMPreconditioning(0.5))
     noise = torch.randn(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64).reshape(8, 8)
-    got = run(ddim(grid), step, grid.start(noise))
+    got = run(ddim(schedule), step, schedule.start(noise))
     torch.testing.assert_close(got, 0.5 * noise, rtol=0.02, atol=1e-3)

@@ -34,7 +34,7 @@ from unveil.core.ve import EDMProcess
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
-GRID = schedules.karras(EDMProcess(), 18)
+SCHEDULE = schedules.karras(EDMProcess(), 18)
 X = torch.linspace(-100, 100, 30, dtype=torch.float64)
 
 
@@ -49,7 +49,7 @@ def slope(x: Tensor, sigma: float) -> Tensor:
 
 def textbook(x: Tensor, node: float) -> Tensor:
     """EDM's algorithm 3 as it stands."""
-    for here, there in pairwise(level.sigma for level in GRID):
+    for here, there in pairwise(level.sigma for level in SCHEDULE):
         width, first = there - here, slope(x, here)
         if there == 0:
             x = x + width * first
@@ -62,16 +62,18 @@ def textbook(x: Tensor, node: float) -> Tensor:
 @pytest.mark.parametrize("node", [1.0, 2 / 3, 0.5, 1.1])
 @pytest.mark.parametrize("sampler", [heun, heun_time])
 def test_second_order_steps_are_the_papers_where_sigma_is_the_time(sampler, node):
-    got = run(sampler(GRID, node=node), exact, X)
+    got = run(sampler(SCHEDULE, node=node), exact, X)
     torch.testing.assert_close(got, textbook(X, node), rtol=0, atol=1e-11)
 
 
 def test_the_two_families_are_one_where_paths_are_straight_in_time_and_two_elsewhere():
     straight = schedules.uniform(RectifiedFlow(), 9)
-    for grid, x in ((GRID, X), (straight, X / 80)):
-        torch.testing.assert_close(run(euler_time(grid), exact, x), run(euler(grid), exact, x), rtol=0, atol=1e-11)
-    grid = schedules.uniform(CosineVP(), 9)
-    assert (run(euler_time(grid), exact, X / 80) - run(euler(grid), exact, X / 80)).abs().max() > 1e-3
+    for schedule, x in ((SCHEDULE, X), (straight, X / 80)):
+        torch.testing.assert_close(
+            run(euler_time(schedule), exact, x), run(euler(schedule), exact, x), rtol=0, atol=1e-11
+        )
+    schedule = schedules.uniform(CosineVP(), 9)
+    assert (run(euler_time(schedule), exact, X / 80) - run(euler(schedule), exact, X / 80)).abs().max() > 1e-3
     assert (run(heun_time(straight), exact, X / 80) - run(heun(straight), exact, X / 80)).abs().max() > 1e-3
 
 
@@ -87,28 +89,32 @@ def test_a_straight_flow_is_followed_exactly_by_one_euler_step_in_time():
 
 
 def test_euler_steps_are_ddims_with_and_without_noise():
-    grid = schedules.uniform(CosineVP(), 12)
+    schedule = schedules.uniform(CosineVP(), 12)
     x = X / 50
-    torch.testing.assert_close(run(euler(grid), exact, x), run(ddim(grid), exact, x), rtol=0, atol=1e-13)
+    torch.testing.assert_close(run(euler(schedule), exact, x), run(ddim(schedule), exact, x), rtol=0, atol=1e-13)
     for eta in (0.0, 0.3, 1.0):
-        one, two = (run(plan, exact, x, noise=fixed) for plan in (euler_ancestral(grid, eta=eta), ddim(grid, eta)))
+        one, two = (
+            run(plan, exact, x, noise=fixed) for plan in (euler_ancestral(schedule, eta=eta), ddim(schedule, eta))
+        )
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
-    chain = run(ancestral(grid), exact, x, noise=fixed)
-    torch.testing.assert_close(run(euler_ancestral(grid), exact, x, noise=fixed), chain, rtol=0, atol=1e-12)
-    assert all(row.noise <= there.sigma for row, there in zip(euler_ancestral(grid, eta=9).rows, grid[1:], strict=True))
+    chain = run(ancestral(schedule), exact, x, noise=fixed)
+    torch.testing.assert_close(run(euler_ancestral(schedule), exact, x, noise=fixed), chain, rtol=0, atol=1e-12)
+    assert all(
+        row.noise <= there.sigma for row, there in zip(euler_ancestral(schedule, eta=9).rows, schedule[1:], strict=True)
+    )
 
 
 def test_dpm2_calls_at_a_mean_of_the_two_ratios():
-    first, last = GRID[2].sigma, GRID[3].sigma
+    first, last = SCHEDULE[2].sigma, SCHEDULE[3].sigma
     for power, mean in ((0.0, math.sqrt(first * last)), (1.0, (first + last) / 2)):
-        assert dpm2(GRID, power=power).levels[5].sigma == pytest.approx(mean)
+        assert dpm2(SCHEDULE, power=power).levels[5].sigma == pytest.approx(mean)
     # with the arithmetic mean it is the midpoint method
     torch.testing.assert_close(
-        run(dpm2(schedules.Schedule(EDMProcess(), GRID[:-1]), power=1.0), exact, X),
-        run(heun(schedules.Schedule(EDMProcess(), GRID[:-1]), node=0.5), exact, X),
+        run(dpm2(schedules.Schedule(EDMProcess(), SCHEDULE[:-1]), power=1.0), exact, X),
+        run(heun(schedules.Schedule(EDMProcess(), SCHEDULE[:-1]), node=0.5), exact, X),
     )
-    assert len(dpm2(GRID).levels) == 35  # the last step, onto the data, has no middle in log-SNR
-    torch.testing.assert_close(run(dpm2_ancestral(GRID, eta=0.0), exact, X), run(dpm2(GRID), exact, X))
+    assert len(dpm2(SCHEDULE).levels) == 35  # the last step, onto the data, has no middle in log-SNR
+    torch.testing.assert_close(run(dpm2_ancestral(SCHEDULE, eta=0.0), exact, X), run(dpm2(SCHEDULE), exact, X))
 
 
 # ---------------------------------------------------------------------- churn
@@ -116,9 +122,9 @@ def test_dpm2_calls_at_a_mean_of_the_two_ratios():
 
 @pytest.mark.parametrize("sampler", [euler, heun, dpm2, euler_time, heun_time])
 def test_churn_raises_the_level_before_each_step_within_its_limits(sampler):
-    table = sampler(GRID, s_churn=3.6, s_tmin=0.1, s_tmax=50.0, s_noise=1.1)
+    table = sampler(SCHEDULE, s_churn=3.6, s_tmin=0.1, s_tmax=50.0, s_noise=1.1)
     raised = [(row, after) for row, after in pairwise(table.rows) if row.level is None]
-    inside = [level for level in GRID if 0.1 <= level.sigma <= 50]
+    inside = [level for level in SCHEDULE if 0.1 <= level.sigma <= 50]
     assert len(raised) == len(inside)
     for (row, after), level in zip(raised, inside, strict=True):
         assert after.level is not None
@@ -126,28 +132,28 @@ def test_churn_raises_the_level_before_each_step_within_its_limits(sampler):
         assert row.noise == pytest.approx(1.1 * level.sigma * math.sqrt(1.2**2 - 1))
         assert row.span is not None
         assert row.span[0] == level
-    most = sampler(GRID, s_churn=1e9)
+    most = sampler(SCHEDULE, s_churn=1e9)
     assert most.rows[1].level.sigma == pytest.approx(math.sqrt(2) * 80)
 
 
 def test_churn_keeps_x_on_the_process_where_alpha_falls():
-    grid = schedules.karras(LinearVP(), 4, sigma_min=0.1, sigma_max=50)
-    row, after, *_ = euler(grid, s_churn=1.0).rows
+    schedule = schedules.karras(LinearVP(), 4, sigma_min=0.1, sigma_max=50)
+    row, after, *_ = euler(schedule, s_churn=1.0).rows
     raised = after.level
     assert raised is not None
-    assert row.keep == pytest.approx(raised.alpha / grid[0].alpha)
-    assert (row.keep * grid[0].sigma) ** 2 + row.noise**2 == pytest.approx(raised.sigma**2)
+    assert row.keep == pytest.approx(raised.alpha / schedule[0].alpha)
+    assert (row.keep * schedule[0].sigma) ** 2 + row.noise**2 == pytest.approx(raised.sigma**2)
 
 
 def test_no_churn_is_no_row():
-    assert all(row.level is not None for row in heun(GRID).rows)
-    assert len(heun(GRID, s_churn=5, s_tmin=1e3).rows) == len(heun(GRID).rows)
+    assert all(row.level is not None for row in heun(SCHEDULE).rows)
+    assert len(heun(SCHEDULE, s_churn=5, s_tmin=1e3).rows) == len(heun(SCHEDULE).rows)
     # pure noise cannot be raised
     assert euler(schedules.uniform(RectifiedFlow(), 4), s_churn=1.0).rows[0].level is not None
 
 
 def test_a_row_without_a_call_is_not_shown_but_counted():
-    table = euler(GRID, s_churn=3.6)
+    table = euler(SCHEDULE, s_churn=3.6)
     shown: list[int] = []
     run(table, exact, X, noise=fixed, on_step=lambda progress: shown.append(progress.state.number))
     assert len(shown) == 18
@@ -161,19 +167,19 @@ def test_consistency_sampling_is_the_papers():
     def function(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * level.sigma, x, level)
 
-    grid = schedules.from_sigmas(EDMProcess(), [80.0, 10.0, 0.5, 0.002])
+    schedule = schedules.from_sigmas(EDMProcess(), [80.0, 10.0, 0.5, 0.002])
     x = X
-    for k, (here, there) in enumerate(pairwise(grid)):  # algorithm 1, with the boundary at the last level
+    for k, (here, there) in enumerate(pairwise(schedule)):  # algorithm 1, with the boundary at the last level
         x = torch.tanh(x) * here.sigma + math.sqrt(there.sigma**2 - 0.002**2) * fixed(k)
-    torch.testing.assert_close(run(consistency(grid), function, X, noise=fixed), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(run(consistency(schedule), function, X, noise=fixed), x, rtol=1e-9, atol=1e-9)
     onto_data = run(consistency(schedules.from_sigmas(EDMProcess(), [80.0, 10.0, 0.0])), function, X, noise=fixed)
     once = torch.tanh(torch.tanh(X) * 80 + 10 * fixed(0)) * 10
     torch.testing.assert_close(onto_data, once, rtol=1e-9, atol=1e-9)
-    least = grid[-1]
+    least = schedule[-1]
     row = consistency(schedules.from_sigmas(EDMProcess(), [80.0, 10.0]), least=least).rows[0]
     noise = torch.tensor(math.sqrt(100 - 0.002**2), dtype=torch.float64)
     torch.testing.assert_close(row.noise, noise)
-    assert row == StepRow(grid[0], scalar(0.0), (scalar(1.0),), row.noise, span=(grid[0], grid[1]))
+    assert row == StepRow(schedule[0], scalar(0.0), (scalar(1.0),), row.noise, span=(schedule[0], schedule[1]))
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -182,10 +188,10 @@ def test_consistency_sampling_is_the_papers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: heun(GRID, node=0.0), "node = 0.0: must be above 0; 1 is Heun's method"),
-        (lambda: heun_time(GRID, node=-1.0), "node = -1.0: must be above 0"),
-        (lambda: heun(GRID, node=3.0), "second call would lie beyond clean data; use more steps, or node = 1"),
-        (lambda: heun_time(GRID, node=3.0), "second call would lie beyond clean data"),
+        (lambda: heun(SCHEDULE, node=0.0), "node = 0.0: must be above 0; 1 is Heun's method"),
+        (lambda: heun_time(SCHEDULE, node=-1.0), "node = -1.0: must be above 0"),
+        (lambda: heun(SCHEDULE, node=3.0), "second call would lie beyond clean data; use more steps, or node = 1"),
+        (lambda: heun_time(SCHEDULE, node=3.0), "second call would lie beyond clean data"),
         (lambda: euler(schedules.uniform(LinearVP(), 5), s_churn=2.0), "s_churn = 2.0: .*outside of LinearVP.*s_tmax"),
     ],
 )
@@ -196,11 +202,11 @@ def test_mistakes_are_named(make, message):
 
 def test_tables_are_all_that_there_is():
     for sampler in (euler, heun, dpm2, euler_ancestral, dpm2_ancestral, euler_time, heun_time, consistency):
-        assert isinstance(sampler(GRID), CoefficientTable)
+        assert isinstance(sampler(SCHEDULE), CoefficientTable)
 
 
 def test_a_midpoint_below_the_first_level_of_a_table_is_not_evaluated():
     process = DiscreteVP(betas("cosine", 50))
-    grid = schedules.karras(process, 4)
-    plan = heun(grid, node=0.5)
-    assert plan.levels[-1] == grid[-2]
+    schedule = schedules.karras(process, 4)
+    plan = heun(schedule, node=0.5)
+    assert plan.levels[-1] == schedule[-2]

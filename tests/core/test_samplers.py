@@ -40,8 +40,8 @@ def test_ddims_error_falls_at_first_order(noise):
     process = CosineVP()
 
     def sample(steps: int) -> torch.Tensor:
-        grid = schedules.uniform_log_snr(process, steps, low=-4, high=5)
-        return run(ddim(grid), exact, grid[0].sigma * noise)
+        schedule = schedules.uniform_log_snr(process, steps, low=-4, high=5)
+        return run(ddim(schedule), exact, schedule[0].sigma * noise)
 
     reference = sample(8192)
     errors = [(sample(steps) - reference).abs().mean().item() for steps in (64, 128, 256)]
@@ -49,11 +49,11 @@ def test_ddims_error_falls_at_first_order(noise):
     assert order > 0.8, f"errors {errors} fit order {order:.2f}"
 
 
-def test_the_process_does_not_matter_on_one_log_snr_grid(noise):
+def test_the_process_does_not_matter_on_one_log_snr_schedule(noise):
     results = []
     for process in PROCESSES.values():
-        grid = schedules.uniform_log_snr(process, 20, low=-3.9, high=3.0)
-        results.append(run(ddim(grid), exact, grid[0].sigma * noise) / grid[-1].alpha)
+        schedule = schedules.uniform_log_snr(process, 20, low=-3.9, high=3.0)
+        results.append(run(ddim(schedule), exact, schedule[0].sigma * noise) / schedule[-1].alpha)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-9)
 
@@ -69,29 +69,29 @@ def test_the_prediction_does_not_matter(name, noise):
             found, (a, b) = exact(x, level), chosen(level)
             return a * found.x0 + b * found.eps
 
-    grid = schedules.from_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
-    got = run(ddim(grid), Denoiser(Exact(), process, prediction=chosen), noise.clone())
-    torch.testing.assert_close(got, run(ddim(grid), exact, noise.clone()), rtol=0, atol=1e-5)  # index in float32
+    schedule = schedules.from_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
+    got = run(ddim(schedule), Denoiser(Exact(), process, prediction=chosen), noise.clone())
+    torch.testing.assert_close(got, run(ddim(schedule), exact, noise.clone()), rtol=0, atol=1e-5)  # index in float32
 
 
 @pytest.mark.parametrize("process", ["discrete-linear", "cosine-vp"])
 def test_ddim_at_eta_1_is_the_ancestral_chain_with_fixed_small_variance(process, noise):
-    grid = schedules.uniform(PROCESSES[process], 40)
+    schedule = schedules.uniform(PROCESSES[process], 40)
     zs = recorded(40)
-    one = run(ddim(grid, 1.0), exact, noise, noise=lambda k: zs[k])
-    two = run(ancestral(grid, fixed_small), exact, noise, noise=lambda k: zs[k])
+    one = run(ddim(schedule, 1.0), exact, noise, noise=lambda k: zs[k])
+    two = run(ancestral(schedule, fixed_small), exact, noise, noise=lambda k: zs[k])
     torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
 
 
 def test_a_respaced_chain_is_a_coarser_list_of_levels():
     process = DiscreteVP(betas("cosine", 400))
-    grid = schedules.respaced(process, "9,3")
+    schedule = schedules.respaced(process, "9,3")
     kept = schedules.respaced_indices(400, "9,3")
     acp = torch.cumprod(1 - process.betas, 0)[torch.tensor(kept)]
     own = 1 - acp / torch.cat([torch.ones(1, dtype=torch.float64), acp[:-1]])  # betas of the respaced chain
     respaced = DiscreteVP(own)
     short = Chain([respaced.at(i / 12) for i in range(12, -1, -1)])
-    for mine, theirs in zip(Chain(grid), short, strict=True):
+    for mine, theirs in zip(Chain(schedule), short, strict=True):
         for field in ("beta", "c0", "ct", "var", "floor"):
             assert getattr(mine, field).item() == pytest.approx(getattr(theirs, field).item(), rel=1e-9)
 
@@ -100,16 +100,16 @@ def test_a_respaced_chain_is_a_coarser_list_of_levels():
 @pytest.mark.parametrize("process", PROCESSES)
 def test_ancestral_sampling_finds_the_mixture(process, variance):
     streams = SampleRNG(3, range(40))
-    grid = schedules.uniform(PROCESSES[process], 300)
-    start = grid.start(streams.normal((100,), START).double())
-    x = run(ancestral(grid, variance), exact, start, noise=streams.bind((100,)))
+    schedule = schedules.uniform(PROCESSES[process], 300)
+    start = schedule.start(streams.normal((100,), START).double())
+    x = run(ancestral(schedule, variance), exact, start, noise=streams.bind((100,)))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.04)
     assert x.std().item() == pytest.approx(DEVIATION, abs=0.04)
 
 
 def test_a_learned_variance_is_between_its_bounds_and_ends_are_fixed_ones():
     process = DiscreteVP(betas("linear", 50))
-    grid = schedules.trailing(process, 10)
+    schedule = schedules.trailing(process, 10)
     zs, x = recorded(10, 6), torch.linspace(-1, 1, 6, dtype=torch.float64)
 
     def speaking(value: float):
@@ -117,19 +117,19 @@ def test_a_learned_variance_is_between_its_bounds_and_ends_are_fixed_ones():
 
     for value, fixed in ((-1.0, fixed_small), (1.0, fixed_large)):
         step = speaking(value)
-        got = run(ancestral(grid, learned_range), step, x.clone(), noise=lambda k: zs[k])
-        want = run(ancestral(grid, fixed), step, x.clone(), noise=lambda k: zs[k])
+        got = run(ancestral(schedule, learned_range), step, x.clone(), noise=lambda k: zs[k])
+        want = run(ancestral(schedule, fixed), step, x.clone(), noise=lambda k: zs[k])
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 def test_a_shift_moves_the_mean_by_variance_times_gradient():
     process = DiscreteVP(betas("linear", 20))
-    grid = schedules.at_indices(process, [10])
+    schedule = schedules.at_indices(process, [10])
     step = lambda x, level: Estimate.of_x0(0 * x, x, level)  # noqa: E731
     x = torch.zeros(4, dtype=torch.float64)
-    plain = run(ancestral(grid, fixed_large), step, x)
-    moved = run(ancestral(grid, fixed_large, shift=lambda x, level: torch.ones_like(x)), step, x)
-    variance = fixed_large(Chain(grid)[0], None).value
+    plain = run(ancestral(schedule, fixed_large), step, x)
+    moved = run(ancestral(schedule, fixed_large, shift=lambda x, level: torch.ones_like(x)), step, x)
+    variance = fixed_large(Chain(schedule)[0], None).value
     torch.testing.assert_close(moved - plain, torch.full_like(x, variance))
 
 
@@ -138,9 +138,9 @@ def test_encoding_inverts_decoding_better_with_more_steps():
     process = PROCESSES["discrete-linear"]
     errors = []
     for steps in (10, 100, 1000):
-        grid = schedules.leading(process, steps)
-        noise = run(encode(grid), exact, x0.clone())
-        errors.append((run(ddim(grid), exact, noise) - x0).abs().mean().item())
+        schedule = schedules.leading(process, steps)
+        noise = run(encode(schedule), exact, x0.clone())
+        errors.append((run(ddim(schedule), exact, noise) - x0).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2], errors
     assert errors[2] < 0.01
 
@@ -148,18 +148,18 @@ def test_encoding_inverts_decoding_better_with_more_steps():
 def test_channels_left_as_context_do_not_move_and_do_not_disturb():
     process = CosineVP()
     noised = torch.tensor([True, False, True]).reshape(1, 3, 1)
-    grid = schedules.uniform(process, 12)
+    schedule = schedules.uniform(process, 12)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
     for sampler in (ddim, lambda g: ddim(g, 1.0), ancestral):
         zs = [torch.randn(5, 3, 4, generator=generator, dtype=torch.float64) for _ in range(12)]
         part = run(
-            sampler(grid.map(lambda level: partly(level, noised))),
+            sampler(schedule.map(lambda level: partly(level, noised))),
             exact_or_kept,
             x.clone(),
             noise=lambda k, zs=zs: zs[k],
         )
-        plain = run(sampler(grid), exact, x[:, ::2].clone(), noise=lambda k, zs=zs: zs[k][:, ::2])
+        plain = run(sampler(schedule), exact, x[:, ::2].clone(), noise=lambda k, zs=zs: zs[k][:, ::2])
         assert torch.equal(part[:, 1], x[:, 1])
         torch.testing.assert_close(part[:, ::2], plain, rtol=0, atol=1e-12)
 
@@ -174,12 +174,14 @@ def exact_or_kept(x: torch.Tensor, level: NoiseLevel) -> Estimate:
 
 def test_one_sample_is_the_same_alone_and_in_a_batch():
     process = DiscreteVP(betas("cosine", 100))
-    grid = schedules.trailing(process, 10)
+    schedule = schedules.trailing(process, 10)
 
     def sample(numbers: list[int]) -> torch.Tensor:
         streams = SampleRNG(11, numbers)
-        start = grid.start(streams.normal((2, 3), START))
-        return run(ddim(grid, 1.0), lambda x, at: Estimate.of_x0(x.tanh(), x, at), start, noise=streams.bind((2, 3)))
+        start = schedule.start(streams.normal((2, 3), START))
+        return run(
+            ddim(schedule, 1.0), lambda x, at: Estimate.of_x0(x.tanh(), x, at), start, noise=streams.bind((2, 3))
+        )
 
     together = sample(list(range(8)))
     assert torch.equal(SampleRNG(11, [5]).normal((2, 3), 4), SampleRNG(11, range(8)).normal((2, 3), 4)[5:6])
@@ -218,8 +220,8 @@ def test_keys_of_a_batch_are_those_of_its_samples():
 
 
 def test_a_run_left_half_way_goes_on_to_the_same_end(noise):
-    grid = schedules.uniform(LinearVP(), 20)
-    whole = run(ddim(grid), exact, noise.clone())
+    schedule = schedules.uniform(LinearVP(), 20)
+    whole = run(ddim(schedule), exact, noise.clone())
     kept: list[SamplerState] = []
 
     def stop(shown):
@@ -228,8 +230,8 @@ def test_a_run_left_half_way_goes_on_to_the_same_end(noise):
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        run(ddim(grid), exact, noise.clone(), on_step=stop)
-    assert torch.equal(run(ddim(grid), exact, kept[-1]), whole)
+        run(ddim(schedule), exact, noise.clone(), on_step=stop)
+    assert torch.equal(run(ddim(schedule), exact, kept[-1]), whole)
 
 
 def test_a_run_does_not_write_into_the_noise_it_was_given(noise):
@@ -273,7 +275,7 @@ def test_published_spacings():
         (lambda p: schedules.trailing(p, 2000), "steps = 2000: this process has 1000"),
     ],
 )
-def test_mistaken_grids_are_named(make, message):
+def test_mistaken_schedules_are_named(make, message):
     with pytest.raises(RecipeError, match=message):
         make(PROCESSES["discrete-linear"])
 

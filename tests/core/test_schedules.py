@@ -1,4 +1,4 @@
-"""Grids: where they put their levels, on any process, and what they refuse."""
+"""Schedules: where they put their levels, on any process, and what they refuse."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ WITH_ENDS = {
 }
 
 
-def ratios(grid: schedules.Schedule) -> list[float]:
-    return [float(level.sigma / level.alpha) for level in grid]
+def ratios(schedule: schedules.Schedule) -> list[float]:
+    return [float(level.sigma / level.alpha) for level in schedule]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("make", WITH_ENDS.values(), ids=WITH_ENDS)
-def test_grids_between_two_ratios_are_the_same_on_every_process(make, process):
+def test_schedules_between_two_ratios_are_the_same_on_every_process(make, process):
     for steps in (1, 2, 9):
-        grid = make(PROCESSES[process], steps, sigma_min=0.05, sigma_max=20)
-        assert len(grid) == steps + 1
-        assert grid[-1] == DATA
-        assert ratios(grid) == pytest.approx(ratios(make(EDMProcess(), steps, sigma_min=0.05, sigma_max=20)), rel=1e-9)
-        assert ratios(grid)[0] == pytest.approx(20)
-        assert steps == 1 or ratios(grid)[-2] == pytest.approx(0.05)
+        schedule = make(PROCESSES[process], steps, sigma_min=0.05, sigma_max=20)
+        assert len(schedule) == steps + 1
+        assert schedule[-1] == DATA
+        assert ratios(schedule) == pytest.approx(
+            ratios(make(EDMProcess(), steps, sigma_min=0.05, sigma_max=20)), rel=1e-9
+        )
+        assert ratios(schedule)[0] == pytest.approx(20)
+        assert steps == 1 or ratios(schedule)[-2] == pytest.approx(0.05)
 
 
 def test_karras_levels_are_even_in_the_power_1_over_rho():
@@ -62,10 +64,10 @@ def test_exponential_levels_are_even_in_the_logarithm_and_rho_bends_them():
     assert ratios(bent) == pytest.approx([10, 0.1 * 100**0.25, 0.1, 0])
 
 
-def test_the_vp_grid_is_even_in_the_time_of_the_linear_process():
-    grid = schedules.vp(LinearVP(), 5)
-    assert [level.t.item() for level in grid] == pytest.approx([1, 0.75025, 0.5005, 0.25075, 0.001, 0])
-    assert ratios(schedules.vp(EDMProcess(), 5)) == pytest.approx(ratios(grid))
+def test_the_vp_schedule_is_even_in_the_time_of_the_linear_process():
+    schedule = schedules.vp(LinearVP(), 5)
+    assert [level.t.item() for level in schedule] == pytest.approx([1, 0.75025, 0.5005, 0.25075, 0.001, 0])
+    assert ratios(schedules.vp(EDMProcess(), 5)) == pytest.approx(ratios(schedule))
 
 
 def test_linear_quadratic_begins_as_a_fine_run_and_widens_evenly():
@@ -90,8 +92,8 @@ def test_what_is_left_out_is_the_range_that_the_process_is_trained_on():
     assert ratios(schedules.karras(DISCRETE, 4))[::3] == pytest.approx(
         [float(first.sigma / first.alpha), float(last.sigma / last.alpha)]
     )
-    grid = schedules.uniform_log_snr(DISCRETE, 4)
-    assert ratios(grid)[::4] == pytest.approx(ratios(schedules.karras(DISCRETE, 4))[::3])
+    schedule = schedules.uniform_log_snr(DISCRETE, 4)
+    assert ratios(schedule)[::4] == pytest.approx(ratios(schedules.karras(DISCRETE, 4))[::3])
 
 
 def test_a_users_own_tables():
@@ -102,9 +104,9 @@ def test_a_users_own_tables():
 
 
 def test_onto_data_ends_every_part_once():
-    grid = schedules.uniform(VE(), 3)
-    assert grid[-1].sigma == pytest.approx(0.01)
-    clean = grid.onto_data()
+    schedule = schedules.uniform(VE(), 3)
+    assert schedule[-1].sigma == pytest.approx(0.01)
+    clean = schedule.onto_data()
     assert len(clean) == 5
     assert clean[-1] == DATA
     assert clean.onto_data() is clean
@@ -127,26 +129,26 @@ def test_a_run_starts_with_the_deviation_of_the_process():
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_levels_between_are_found_by_their_log_snr(process):
-    grid = schedules.karras(PROCESSES[process], 3, sigma_min=0.1, sigma_max=10)
-    assert grid.at(0.7).half_log_snr == pytest.approx(0.7)
-    assert grid.at(math.inf) == DATA
-    some = grid.at(torch.tensor([[0.7, math.inf], [-1.0, 0.7]], dtype=torch.float64))
+    schedule = schedules.karras(PROCESSES[process], 3, sigma_min=0.1, sigma_max=10)
+    assert schedule.at(0.7).half_log_snr == pytest.approx(0.7)
+    assert schedule.at(math.inf) == DATA
+    some = schedule.at(torch.tensor([[0.7, math.inf], [-1.0, 0.7]], dtype=torch.float64))
     assert some.half_log_snr.tolist() == [[pytest.approx(0.7), math.inf], [pytest.approx(-1), pytest.approx(0.7)]]
     assert all(field.shape == (2, 2) for field in some)
 
 
 def test_pure_noise_is_found_where_the_process_reaches_it():
-    grid = schedules.uniform(RectifiedFlow(), 2)
-    assert grid.at(-math.inf).alpha == 0
+    schedule = schedules.uniform(RectifiedFlow(), 2)
+    assert schedule.at(-math.inf).alpha == 0
     with pytest.raises(RecipeError, match="outside of LinearVP"):
         schedules.uniform(LinearVP(), 2).at(-math.inf)
 
 
-def test_every_grid_has_a_name():
-    for name in schedules.GRIDS:
+def test_every_schedule_has_a_name():
+    for name in schedules.SCHEDULES:
         process = EDMProcess() if name not in ("leading", "trailing", "quadratic") else DISCRETE
-        grid = schedules.get_schedule(process, name, 5)
-        assert len(grid) == 6
+        schedule = schedules.get_schedule(process, name, 5)
+        assert len(schedule) == 6
         for process in PROCESSES.values():
             with pytest.raises(RecipeError, match="at least 1 network call"):
                 schedules.get_schedule(process, name, 0)
@@ -167,17 +169,17 @@ def test_every_grid_has_a_name():
             lambda: schedules.from_times(EDMProcess(), [torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.2])]),
             "level 1 .* must be",
         ),
-        (lambda: schedules.from_times(LinearVP(), [0.9]), "a grid of 1 levels"),
+        (lambda: schedules.from_times(LinearVP(), [0.9]), "a schedule of 1 levels"),
         (lambda: schedules.Schedule(VE(), [VE().at(0.0), DATA, DATA]), "level 2 .* must be below"),
         (
             lambda: schedules.from_sigmas(EDMProcess(), [3.0, 5.0]),
-            "sigma 1 = 5.0: a grid goes from noise to data, so below 3.0",
+            "sigma 1 = 5.0: a schedule goes from noise to data, so below 3.0",
         ),
         (lambda: schedules.from_sigmas(EDMProcess(), [3.0, -1.0]), "sigma 1 = -1.0: must be a number of at least 0"),
         (lambda: schedules.from_sigmas(LinearVP(), [500.0, 0.0]), "sigma / alpha = 500 is outside of LinearVP"),
         (lambda: schedules.from_sigmas(VE(), [1.0, 0.001]), "sigma / alpha = 0.001 is outside of VE"),
         (lambda: schedules.from_sigmas(DISCRETE, [1.0, 0.001]), "sigma / alpha = 0.001 is outside of DiscreteVP"),
-        (lambda: schedules.karras(CosineVP(), 5), "CosineVP reaches alpha = 0.*give this grid a noisy end"),
+        (lambda: schedules.karras(CosineVP(), 5), "CosineVP reaches alpha = 0.*give this schedule a noisy end"),
         (lambda: schedules.exponential(RectifiedFlow(), 5), "RectifiedFlow reaches alpha = 0"),
         (lambda: schedules.uniform_log_snr(RectifiedFlow(), 5), "RectifiedFlow reaches alpha = 0"),
         (lambda: schedules.uniform_log_snr(EDMProcess(), 5, low=2, high=1), "low = 2, high = 1: .* must rise"),
@@ -189,21 +191,21 @@ def test_every_grid_has_a_name():
         (lambda: schedules.get_schedule(EDMProcess(), "karas", 5), "nearest: 'karras'"),
     ],
 )
-def test_grids_that_cannot_be_say_why(make, message):
+def test_schedules_that_cannot_be_say_why(make, message):
     with pytest.raises(RecipeError, match=message):
         make()
 
 
 def test_levels_fall_in_noise_where_the_times_do_not_tell():
-    grid = schedules.Schedule(VE(), [VE().at(0.0), NoiseLevel(0.0, 1.0, 0.0)])
-    assert len(grid) == 2
+    schedule = schedules.Schedule(VE(), [VE().at(0.0), NoiseLevel(0.0, 1.0, 0.0)])
+    assert len(schedule) == 2
 
 
 # ---------------------------------------------------------------------- those of published schedulers
 
 
-def indices(grid: schedules.Schedule) -> list[float]:
-    return [DISCRETE.timestep(level) for level in grid]
+def indices(schedule: schedules.Schedule) -> list[float]:
+    return [DISCRETE.timestep(level) for level in schedule]
 
 
 def test_indices_may_begin_at_1_and_end_at_0():

@@ -24,7 +24,7 @@ from unveil.errors import RecipeError
 VARIANTS = {"b1": b1, "b2": b2, "varying": varying}
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
+def log_snr_schedule(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
     return schedules.uniform_log_snr(LinearVP(), steps, low=low, high=high)
 
 
@@ -33,9 +33,9 @@ def fitted(order: int, **options) -> float:
     share = torch.linspace(0.05, 0.95, 15, dtype=torch.float64)
     errors = []
     for steps in (24, 48, 96):
-        grid = log_snr_grid(steps, -2, 2)
-        x = run(unipc(grid, order, **options), quick, quantile(share, grid[0]))
-        errors.append((x - quantile(share, grid[-1])).square().mean().sqrt().item())
+        schedule = log_snr_schedule(steps, -2, 2)
+        x = run(unipc(schedule, order, **options), quick, quantile(share, schedule[0]))
+        errors.append((x - quantile(share, schedule[-1])).square().mean().sqrt().item())
     return math.log2(errors[0] / errors[-1]) / 2
 
 
@@ -56,7 +56,7 @@ def test_lower_orders_at_the_end_leave_second_order():
 
 def test_variants_differ_in_single_differences_alone():
     """B(h) cancels where the equations determine the weights: all but the first steps, and lower orders at the end."""
-    plans = [unipc(log_snr_grid(8), predict=rule, correct=rule, lower_below=0) for rule in VARIANTS.values()]
+    plans = [unipc(log_snr_schedule(8), predict=rule, correct=rule, lower_below=0) for rule in VARIANTS.values()]
     for rows in zip(*(plan.rows[4:] for plan in plans), strict=True):
         for row in rows[1:]:
             assert floats(row.gains) == pytest.approx(floats(rows[0].gains), rel=1e-9)
@@ -75,10 +75,10 @@ def test_variants_differ_in_single_differences_alone():
 )
 def test_the_first_correction_is_its_formula(rule, weight):
     """UniC-1: x + gain w (x0 at the end - x0 at the beginning), then the next first-order step. Width 2."""
-    grid = log_snr_grid(3)
-    rows = unipc(grid, 1, predict=rule, correct=rule).rows
-    gain = [there.alpha - here.alpha * there.sigma / here.sigma for here, there in itertools.pairwise(grid)]
-    keep = grid[2].sigma / grid[1].sigma
+    schedule = log_snr_schedule(3)
+    rows = unipc(schedule, 1, predict=rule, correct=rule).rows
+    gain = [there.alpha - here.alpha * there.sigma / here.sigma for here, there in itertools.pairwise(schedule)]
+    keep = schedule[2].sigma / schedule[1].sigma
     corrected = keep * gain[0] * weight(2.0)
     assert floats(rows[0].gains) == pytest.approx([gain[0].item()])
     assert rows[1].keep.item() == pytest.approx(keep.item())
@@ -92,10 +92,10 @@ def test_the_predictor_alone_is_the_multistep_solver():
         start, *rest = b2([nodes[0], *nodes[2:]], reach)
         return [start, 0.0, *rest]
 
-    grid = log_snr_grid(7)
+    schedule = log_snr_schedule(7)
     for plain, row in zip(
-        dpm_multistep(grid, 2, rule=midpoint, lower_below=0).rows,
-        unipc(grid, 2, predict=b2, correct=nothing, lower_below=0).rows,
+        dpm_multistep(schedule, 2, rule=midpoint, lower_below=0).rows,
+        unipc(schedule, 2, predict=b2, correct=nothing, lower_below=0).rows,
         strict=True,
     ):
         assert row.keep.item() == pytest.approx(plain.keep.item())
@@ -104,17 +104,17 @@ def test_the_predictor_alone_is_the_multistep_solver():
 
 
 def test_it_costs_one_call_a_step_and_takes_its_order_from_estimates_behind_it():
-    plan = unipc(log_snr_grid(8))
-    assert plan.levels == list(log_snr_grid(8)[:-1])
+    plan = unipc(log_snr_schedule(8))
+    assert plan.levels == list(log_snr_schedule(8)[:-1])
     # the newest, as many as the corrector of the step before has, and no more: 1, then one more each, to 4
     assert [len(row.gains) for row in plan.rows] == [1, 2, 3, 4, 4, 4, 4, 3]
-    assert [len(row.gains) for row in unipc(log_snr_grid(4), 1).rows] == [1, 2, 2, 2]
+    assert [len(row.gains) for row in unipc(log_snr_schedule(4), 1).rows] == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ends_are_finite_and_leave_nothing_to_correct(variant):
-    grid = schedules.uniform(RectifiedFlow(), 6)  # alpha = 0 to sigma = 0
-    plan = unipc(grid, predict=VARIANTS[variant], correct=VARIANTS[variant])
+    schedule = schedules.uniform(RectifiedFlow(), 6)  # alpha = 0 to sigma = 0
+    plan = unipc(schedule, predict=VARIANTS[variant], correct=VARIANTS[variant])
     for row in plan.rows:
         assert all(math.isfinite(float(v)) for v in (row.keep, *row.gains))
     assert plan.rows[1].gains[1:] == pytest.approx([0.0] * (len(plan.rows[1].gains) - 1))
@@ -125,6 +125,6 @@ def test_ends_are_finite_and_leave_nothing_to_correct(variant):
 
 def test_mistakes_are_named():
     with pytest.raises(RecipeError, match="order = 4: must lie in 1 to 3"):
-        unipc(log_snr_grid(5), 4)
+        unipc(log_snr_schedule(5), 4)
     with pytest.raises(RecipeError, match=r"t = 1.0: alpha is 0 there"):
         unipc(schedules.uniform(CosineVP(), 5), of="eps")

@@ -51,7 +51,7 @@ PROCESSES: dict[str, Process] = {
     "shifted-vp": TimeShift(CosineVP(), 2.0),
     "root-shifted-flow": SqrtSizeShift(FLOW, 4.0, 16 * 32 * 32).resized((8, 16, 16)),
 }
-GRIDS = {**grids.GRIDS, **grids.SCHEDULED}
+GRIDS = {**grids.SCHEDULES, **grids.SCHEDULED}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {

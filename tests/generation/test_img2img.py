@@ -50,11 +50,11 @@ def test_a_larger_strength_moves_further_from_the_image():
 
 @pytest.mark.parametrize(("strength", "run"), [(0.0, 0), (0.29, 14), (0.3, 15), (0.58, 29), (0.999, 49), (1.0, 50)])
 def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(strength: float, run: int):
-    grid = schedules.uniform(digits_model().process, 50)
-    rest = inverse.share_of(grid, strength)
+    schedule = schedules.uniform(digits_model().process, 50)
+    rest = inverse.share_of(schedule, strength)
     assert (0 if rest is None else len(rest) - 1) == run
     if rest is not None:
-        assert list(rest) == list(grid)[50 - run :]
+        assert list(rest) == list(schedule)[50 - run :]
 
 
 def test_half_strength_starts_at_the_noise_level_of_its_first_step():

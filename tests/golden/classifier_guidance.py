@@ -123,7 +123,7 @@ def placed(guided: Guided, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     out = []
     for b, index in enumerate(t.tolist()):
         rows = slice(b, b + 1)
-        plan = ancestral(guided.setup.grid, guided.variance, shift=guided.shift(rows))
+        plan = ancestral(guided.setup.schedule, guided.variance, shift=guided.shift(rows))
         one = SamplerState(x[rows].clone(), (), len(guided.setup.kept) - 1 - index)
         with torch.no_grad():
             moved = plan.advance(one, guided.step(rows), lambda k, draw=0, r=rows: noise[r], torch.empty_like(one.x))
@@ -154,22 +154,22 @@ def last_digit(noises: Tensor) -> Tensor:
 
 def as_library(guided: Guided, name: str, noises: Tensor) -> Tensor:
     """A whole run."""
-    grid, step, shift = guided.setup.grid, guided.step(dtype=noises.dtype), guided.shift(dtype=noises.dtype)
+    schedule, step, shift = guided.setup.schedule, guided.step(dtype=noises.dtype), guided.shift(dtype=noises.dtype)
     if "p_sample" in name:
-        plan, used = ancestral(grid, guided.variance, shift=shift), step
+        plan, used = ancestral(schedule, guided.variance, shift=shift), step
     else:
-        plan, used = ddim(grid, eta_of(name)), guidance.shift_eps(step, shift)
+        plan, used = ddim(schedule, eta_of(name)), guidance.shift_eps(step, shift)
     return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
 
 
 def as_published(guided: Guided, name: str, noises: Tensor) -> Tensor:
     """The same in the published order of operations."""
-    grid, shift = guided.setup.grid, guided.shift(dtype=noises.dtype)
+    schedule, shift = guided.setup.schedule, guided.shift(dtype=noises.dtype)
     step = guided.step(dtype=noises.dtype, clip=published_order.clipped)
     if "p_sample" in name:
-        plan, used = ancestral(grid, guided.variance, shift=shift), step
+        plan, used = ancestral(schedule, guided.variance, shift=shift), step
     else:
-        plan, used = published_order.Ddim(grid, eta_of(name)), published_order.shift_eps(step, shift)
+        plan, used = published_order.Ddim(schedule, eta_of(name)), published_order.shift_eps(step, shift)
     with published_order.networks():
         return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
 

@@ -1,4 +1,4 @@
-"""Golden kinds of consistency models: their grids, samplers, scalings and editing; settings come from meta.json."""
+"""Golden kinds of consistency models: their schedules, samplers, scalings and editing; settings come from meta.json."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def karras(given: dict[str, Any]) -> Schedule:
 
 
 def stops(given: dict[str, Any]) -> Schedule:
-    """The levels `ts` of multistep sampling, as numbers into a Karras grid of `steps`; the last is where it ends."""
+    """The levels `ts` of multistep sampling, numbers of a Karras schedule of `steps`; the last is where it ends."""
     low, high = (given.get(name, least) for name, least in (("t_min", LEAST), ("t_max", MOST)))
     rho, steps = given.get("rho", RHO), given["steps"]
     first, last = high ** (1 / rho), low ** (1 / rho)
@@ -55,10 +55,10 @@ def exact(settings: dict[str, Any]) -> DenoiseFn:
 def sigmas(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     for k, given in enumerate(case.meta["specs"]):
-        grid = karras(given)
-        yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in grid])
+        schedule = karras(given)
+        yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in schedule])
         if f"spec{k}.ancestral.sigma_down" in case.io:
-            pairs = [sigma_down(here, there, 1.0) for here, there in pairwise(grid)]
+            pairs = [sigma_down(here, there, 1.0) for here, there in pairwise(schedule)]
             yield case.compare(f"spec{k}.ancestral.sigma_down", [ratio(low) for low, _ in pairs])
             yield case.compare(f"spec{k}.ancestral.sigma_up", [up for _, up in pairs])
 
@@ -68,21 +68,21 @@ def sigmas(case_dir: Path) -> Iterator[Comparison]:
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
 
-def planned(kind: str, grid: Schedule, given: dict[str, Any]) -> CoefficientTable:
+def planned(kind: str, schedule: Schedule, given: dict[str, Any]) -> CoefficientTable:
     """The table of an original sampler over its sigmas."""
     churn = {name: given[name] for name in CHURN if name in given}
     if kind == "onestep":
-        return consistency(schedules.Schedule(grid.process, [grid[0], grid[-1]]))
+        return consistency(schedules.Schedule(schedule.process, [schedule[0], schedule[-1]]))
     if kind == "multistep":
-        return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDMProcess().sigma_max))
+        return consistency(stops(given), least=schedule.process.at(given.get("t_min", LEAST) / EDMProcess().sigma_max))
     if kind == "progdist":
-        return table(sampler_specs()["euler"].plan(schedules.Schedule(grid.process, grid[:-1])))
+        return table(sampler_specs()["euler"].plan(schedules.Schedule(schedule.process, schedule[:-1])))
     if kind == "ancestral":
-        return table(sampler_specs()["euler-ancestral"].plan(grid))
+        return table(sampler_specs()["euler-ancestral"].plan(schedule))
     if kind == "euler":
-        return table(sampler_specs()["euler"].plan(grid))
+        return table(sampler_specs()["euler"].plan(schedule))
     options = {"power": 1 / 3} if kind == "dpm" else {}  # their middle is the mean of the cube roots
-    return table(sampler_specs()[{"heun": "heun", "dpm": "dpm2"}[kind]].build(grid, **options, **churn))
+    return table(sampler_specs()[{"heun": "heun", "dpm": "dpm2"}[kind]].build(schedule, **options, **churn))
 
 
 def table(plan: object) -> CoefficientTable:
@@ -91,21 +91,21 @@ def table(plan: object) -> CoefficientTable:
     return plan
 
 
-def noise_of(kind: str, plan: CoefficientTable, grid: Schedule, noises: Tensor | None) -> Noise | None:
+def noise_of(kind: str, plan: CoefficientTable, schedule: Schedule, noises: Tensor | None) -> Noise | None:
     """The recorded noises as our rows ask for them."""
     if noises is None:
         return None
-    return by_step(plan, grid, noises) if kind in ("heun", "dpm") else by_draw(plan, noises)
+    return by_step(plan, schedule, noises) if kind in ("heun", "dpm") else by_draw(plan, noises)
 
 
 def samplers(case_dir: Path) -> Iterator[Comparison]:
     """Samplers called directly."""
     case = Case(case_dir)
-    step, grid = exact(case.meta["denoiser"]), karras(case.meta["sigmas"])
-    yield case.compare("sigmas", [ratio(level) for level in grid])
+    step, schedule = exact(case.meta["denoiser"]), karras(case.meta["sigmas"])
+    yield case.compare("sigmas", [ratio(level) for level in schedule])
     for name, given in case.meta["arguments"].items():
         kind = name.rstrip("0123456789").removesuffix("_churn")
-        plan = planned(kind, grid, {"rho": case.meta["sigmas"].get("rho", RHO), **given})
+        plan = planned(kind, schedule, {"rho": case.meta["sigmas"].get("rho", RHO), **given})
         noises = case.io.get(f"{name}.noises")
         seen: list[Tensor] = []
 
@@ -115,7 +115,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
             if number == 0 or not plan.rows[number - 1].saves_x:
                 seen.append(shown.estimate.x0.clone())
 
-        x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, grid, noises), on_step=watch)
+        x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, schedule, noises), on_step=watch)
         yield case.compare(f"{name}.sample", x)
         if f"{name}.denoised" in case.io:
             yield case.compare(f"{name}.denoised", torch.stack(seen))
@@ -157,9 +157,9 @@ def toy_net(case_dir: Path) -> Iterator[Comparison]:
         clip = given.get("clip_denoised", True)
         step = Denoiser(network, EDMProcess(), prediction=shell)
         count = given["steps"] + (kind == "progdist")
-        grid = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
-        plan = planned(kind, grid, {"t_min": low, "t_max": high, **given})
-        noise = noise_of(kind, plan, grid, noises[1:])
+        schedule = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
+        plan = planned(kind, schedule, {"t_min": low, "t_max": high, **given})
+        noise = noise_of(kind, plan, schedule, noises[1:])
         x = run(plan, clip_static(step) if clip else step, high * noises[0], noise=noise)
         # the original clamps the sample whatever clip_denoised says
         yield case.compare(f"{name}.sample", x.clamp(-1, 1))
@@ -248,12 +248,12 @@ def editing(case_dir: Path) -> Iterator[Comparison]:
     """Colouring and super-resolution without training."""
     case = Case(case_dir)
     step, images = exact(case.meta["denoiser"]), case.io["input.images"]
-    grid = stops(case.meta)
+    schedule = stops(case.meta)
     for name, basis in (("colorization", luminance()), ("superres", patches(images.shape[-1]))):
         there, back = basis
         known = there(images)
         known[:, :, 1:] = 0
-        plan = consistency(grid, least=grid.process.at(case.meta.get("t_min", LEAST) / EDMProcess().sigma_max))
+        plan = consistency(schedule, least=schedule.process.at(case.meta.get("t_min", LEAST) / EDMProcess().sigma_max))
         x = run(
             plan, replaced(step, basis, images), case.io["input.x_T"], noise=by_draw(plan, case.io[f"{name}.noises"])
         )

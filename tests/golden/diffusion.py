@@ -70,9 +70,9 @@ class Setup:
         kept = schedules.respaced_indices(steps, respacing)
         if timesteps is not None and kept != timesteps:
             raise AssertionError(f"respacing {respacing!r} keeps {kept}, recorded {timesteps}")
-        self.grid = schedules.at_indices(self.process, kept)
+        self.schedule = schedules.at_indices(self.process, kept)
         self.kept = kept
-        self.chain = Chain(self.grid)
+        self.chain = Chain(self.schedule)
 
     def levels(self, t: Tensor) -> NoiseLevel:
         """The levels (B,) of indices into the respaced chain."""
@@ -274,7 +274,7 @@ def p_sample(
 ) -> Tensor:
     """Each sample at its own place in the chain, through the ancestral plan."""
     step = clip_static(denoiser) if clip and not is_mean(denoiser) else denoiser
-    plan = ancestral(setup.grid, variance)
+    plan = ancestral(setup.schedule, variance)
     out = []
     for b, index in enumerate(t.tolist()):
         place = len(setup.kept) - 1 - index
@@ -475,7 +475,9 @@ def dit_loops(case_dir: Path) -> Iterator[Comparison]:
     clipped: dict[bool, DenoiseFn] = {True: clip_static(denoiser), False: denoiser}
     for name in sorted({key.split(".")[0] for key in io if key.endswith(".noises")}):
         noises = io[f"{name}.noises"]
-        plan = ancestral(setup.grid, variance) if name.startswith("p_sample") else ddim(setup.grid, eta_of(name))
+        plan = (
+            ancestral(setup.schedule, variance) if name.startswith("p_sample") else ddim(setup.schedule, eta_of(name))
+        )
         trajectory: list[Tensor] = []
         sample = run(
             plan, clipped[name.endswith("_clip")], noises[0].clone(), noise=drawn(noises[1:]),
@@ -498,7 +500,7 @@ def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
     top = NoiseLevel(1.0, 0.0, 1.0)
     trajectory: list[Tensor] = []
     run(
-        encode(schedules.Schedule(setup.process, [top, *setup.grid[:-1]])),
+        encode(schedules.Schedule(setup.process, [top, *setup.schedule[:-1]])),
         denoiser,
         x0.clone(),
         on_step=lambda shown: trajectory.append(shown.state.x.clone()),
@@ -521,10 +523,10 @@ def ddim_steps(case_dir: Path) -> Iterator[Comparison]:
         for dtype, infix in ((torch.float64, ".f64"), (torch.float32, "")):
             # the original's single-precision run drew its levels from a float32 table
             source = process if dtype is torch.float64 else DiscreteVP(io["betas"])
-            grid = schedules.at_indices(source, settings["seq"])
+            schedule = schedules.at_indices(source, settings["seq"])
             step = mixture(io, dtype)
             ddpm = settings["function"] == "ddpm_steps"
-            plan = ancestral(grid, fixed_large) if ddpm else ddim(grid, settings["eta"])
+            plan = ancestral(schedule, fixed_large) if ddpm else ddim(schedule, settings["eta"])
             states: list[Tensor] = []
             first: list[Tensor] = []
 

@@ -104,12 +104,12 @@ def churn(given: dict[str, Any]) -> dict[str, float]:
 
 
 def edm_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
-    """`edm_sampler`: Heun with churn on the Karras grid."""
+    """`edm_sampler`: Heun with churn on the Karras schedule."""
     low, high = max(given.get("sigma_min", 0.002), net.least), min(given.get("sigma_max", 80), net.most)
     steps, rho = given.get("num_steps", 18), given.get("rho", 7)
     drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=rho)
-    grid = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
-    return heun(grid, **churn(given)), grid
+    schedule = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
+    return heun(schedule, **churn(given)), schedule
 
 
 def ablation_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
@@ -133,10 +133,10 @@ def ablation_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, S
     else:
         drawn = schedules.from_sigmas(EDMProcess(), [*iddpm_sigmas(given, low, high, steps), 0.0])
     clock = Clock(given.get("schedule", "linear"), given.get("scaling", "none"), rise, beta_min, net.rounded)
-    grid = ended(clock, [ratio(level) for level in drawn[:-1]])
+    schedule = ended(clock, [ratio(level) for level in drawn[:-1]])
     if given.get("solver", "heun") == "euler":
-        return euler_time(grid, **churn(given)), grid
-    return heun_time(grid, node=given.get("alpha", 1), **churn(given)), grid
+        return euler_time(schedule, **churn(given)), schedule
+    return heun_time(schedule, node=given.get("alpha", 1), **churn(given)), schedule
 
 
 def iddpm_sigmas(given: dict[str, Any], low: float, high: float, steps: int) -> list[float]:
@@ -161,9 +161,9 @@ def ended(clock: Clock, sigmas: Sequence[float]) -> Schedule:
 def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[CoefficientTable, Tensor]:
     """One recorded run: `settings` names the function and its keywords; float64, as the original."""
     make = {"edm_sampler": edm_table, "ablation_sampler": ablation_table}[settings["function"]]
-    table, grid = make(settings["kwargs"], net)
-    x = grid[0].sigma * latents.double()
-    return table, run(table, net.step, x, noise=by_step(table, grid, noises.double()))
+    table, schedule = make(settings["kwargs"], net)
+    x = schedule[0].sigma * latents.double()
+    return table, run(table, net.step, x, noise=by_step(table, schedule, noises.double()))
 
 
 def samplers(case_dir: Path) -> Iterator[Comparison]:

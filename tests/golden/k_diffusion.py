@@ -1,4 +1,4 @@
-"""Golden kinds of k-diffusion: its grids, samplers, wrappers of networks, and densities of training levels."""
+"""Golden kinds of k-diffusion: its schedules, samplers, wrappers of networks, and densities of training levels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.golden.case import Case, Comparison
 from unveil.core import preconditioning
 from unveil.core import prediction as predictions
-from unveil.core import schedules as grids
+from unveil.core import schedules as unveil_schedules
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.objective import DiffusionLoss
@@ -40,11 +40,11 @@ from unveil.core.ve import VE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel
 
-GRIDS = {
-    "karras": grids.karras,
-    "exponential": grids.exponential,
-    "polyexponential": grids.polyexponential,
-    "vp": grids.vp,
+PUBLISHED = {
+    "karras": unveil_schedules.karras,
+    "exponential": unveil_schedules.exponential,
+    "polyexponential": unveil_schedules.polyexponential,
+    "vp": unveil_schedules.vp,
 }
 
 
@@ -64,16 +64,16 @@ def mixture(case: Case) -> Mixture:
 
 
 def made(name: str, given: dict[str, Any]) -> Schedule:
-    """One of the published grids on a process without limits."""
+    """One of the published schedules on a process without limits."""
     settings = {"eps_s": "smallest", "n": "steps"}
-    return GRIDS[name](EDMProcess(), **{settings.get(key, key): value for key, value in given.items()})
+    return PUBLISHED[name](EDMProcess(), **{settings.get(key, key): value for key, value in given.items()})
 
 
 def schedules(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     for name, given in case.meta["arguments"].items():
-        grid = made(name.partition(".")[0], given)
-        yield case.compare(name, [ratio(level) for level in grid])
+        schedule = made(name.partition(".")[0], given)
+        yield case.compare(name, [ratio(level) for level in schedule])
     pairs = list(zip(case.io["ancestral.from"].tolist(), case.io["ancestral.to"].tolist(), strict=True))
     for name in (key for key in case.io if key.startswith("ancestral.eta")):
         eta = float(name.removeprefix("ancestral.eta"))
@@ -102,21 +102,21 @@ RULES = {"midpoint": midpoint, "heun": taylor}
 CHURNED = ("sample_euler", "sample_heun", "sample_dpm_2")
 
 
-def planned(settings: dict[str, Any], grid: Schedule) -> Plan:
+def planned(settings: dict[str, Any], schedule: Schedule) -> Plan:
     """The plan of an original function and its keywords."""
     given = dict(settings["kwargs"])
     if "sigma_max" in given:  # these two take the ends alone
-        grid = grids.from_sigmas(EDMProcess(), [given.pop("sigma_max"), given.pop("sigma_min")])
+        schedule = unveil_schedules.from_sigmas(EDMProcess(), [given.pop("sigma_max"), given.pop("sigma_min")])
     if settings["function"] == "sample_dpm_adaptive":
-        return adaptive_plan(grid, given)
+        return adaptive_plan(schedule, given)
     build, names, fixed = SAMPLERS[settings["function"]]
     options = {names.get(key, key): value for key, value in given.items()}
     if "rule" in options:
         options["rule"] = RULES[options["rule"]]
-    return build(grid, **fixed, **options)
+    return build(schedule, **fixed, **options)
 
 
-def adaptive_plan(grid: Schedule, given: dict[str, Any]) -> Plan:
+def adaptive_plan(schedule: Schedule, given: dict[str, Any]) -> Plan:
     """`sample_dpm_adaptive`: tolerances and controller under our names; the batch counts as one vector."""
     tolerance = Tolerance(given.get("atol", 0.0078), given.get("rtol", 0.05), across=batch_norm)
     names = {
@@ -129,7 +129,7 @@ def adaptive_plan(grid: Schedule, given: dict[str, Any]) -> Plan:
     chosen = {str(ours): float(given[theirs]) for theirs, ours in names.items() if theirs in given}
     control = PIDController(**chosen)
     return dpm_adaptive(
-        grid,
+        schedule,
         given.get("order", 3),
         tolerance=tolerance,
         control=control,
@@ -138,9 +138,9 @@ def adaptive_plan(grid: Schedule, given: dict[str, Any]) -> Plan:
     )
 
 
-def by_step(table: CoefficientTable, grid: Schedule, noises: Tensor) -> Noise:
+def by_step(table: CoefficientTable, schedule: Schedule, noises: Tensor) -> Noise:
     """Churn's noises: one is drawn in each step, whether it is used or not."""
-    steps = {level: k for k, level in enumerate(grid)}
+    steps = {level: k for k, level in enumerate(schedule)}
     return lambda row, draw=0: noises[steps[table.rows[row].span[0]]]  # type: ignore[index]
 
 
@@ -178,12 +178,12 @@ def chosen(plan: Plan, step: DenoiseFn, x: Tensor, noises: Tensor) -> Tensor:
 def samplers(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     noises, start = case.io["noise"].double(), case.io["x_T"].double()
-    grid = grids.from_sigmas(EDMProcess(), case.io["sigmas_f64"].tolist())
+    schedule = unveil_schedules.from_sigmas(EDMProcess(), case.io["sigmas_f64"].tolist())
     for name, settings in case.meta["samplers"].items():
-        plan, step = planned(settings, grid), Called(mixture(case))
+        plan, step = planned(settings, schedule), Called(mixture(case))
         if isinstance(plan, CoefficientTable):
             churned = settings["function"] in CHURNED
-            noise = by_step(plan, grid, noises) if churned else by_draw(plan, noises)
+            noise = by_step(plan, schedule, noises) if churned else by_draw(plan, noises)
             x = run(plan, step, start, noise=noise)
             spans = [row.span for row in plan.rows if row.span is not None and row.span[1].sigma > 0]
             if f"{name}.noise_args" in case.io and spans:
@@ -250,8 +250,8 @@ def wrappers(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.denoised", wrapped.denoised(x, sigma))
         yield case.compare(f"{name}.loss", wrapped.loss(io["x"], noise, sigma))
         places = [(given["N"] - 1) * k / 7 for k in range(7, -1, -1)]
-        grid = grids.from_times(process, [*(process.t_of_timestep(place) for place in places), 0.0])
-        yield case.compare(f"{name}.get_sigmas_8", torch.tensor([ratio(level) for level in grid]))
+        schedule = unveil_schedules.from_times(process, [*(process.t_of_timestep(place) for place in places), 0.0])
+        yield case.compare(f"{name}.get_sigmas_8", torch.tensor([ratio(level) for level in schedule]))
         if kind == "eps":
             every = process.at(process.t_of_timestep(torch.arange(given["N"], dtype=torch.float64)))
             yield case.compare(f"{name}.sigmas", ratio(every))

@@ -46,7 +46,7 @@ class Run:
 
         return step
 
-    def grid(self, indices: list[int]) -> Schedule:
+    def schedule(self, indices: list[int]) -> Schedule:
         """From the last of the indices to index 0, where the published samplers end."""
         return Schedule(self.process, [self.process.at((i + 1) / self.total) for i in [*reversed(indices), 0]])
 
@@ -82,26 +82,28 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
     network = loaded(ldm_unet.config_from_arguments(case.meta["unet_arguments"]), case.weights())
     for name, given in case.meta["runs"].items():
         made = Run(case, network, given)
-        grid = made.grid(made.indices)
-        alpha_bar = [float(level.alpha) ** 2 for level in grid][::-1]
-        plan = plms(grid) if given["sampler"] == "plms" else ddim(grid, given.get("eta", 0.0))
+        schedule = made.schedule(made.indices)
+        alpha_bar = [float(level.alpha) ** 2 for level in schedule][::-1]
+        plan = plms(schedule) if given["sampler"] == "plms" else ddim(schedule, given.get("eta", 0.0))
         yield case.compare(f"{name}.ddim_timesteps", torch.tensor(made.indices))
         yield case.compare(f"{name}.ddim_alphas", alpha_bar[1:])
         yield case.compare(f"{name}.ddim_alphas_prev", alpha_bar[:-1])
         noises = [0.0] * len(made.indices) if given["sampler"] == "plms" else [row.noise for row in plan.rows][::-1]
         yield case.compare(f"{name}.ddim_sigmas", noises)
         if given["sampler"] == "img2img":
-            last = grid[len(grid) - 2 - given["t_enc"]]  # noise for one level above the one that decoding begins at
+            last = schedule[
+                len(schedule) - 2 - given["t_enc"]
+            ]  # noise for one level above the one that decoding begins at
             x = last.alpha * case.io["x0"] + last.sigma * case.io["noise"][20]
             yield case.compare(f"{name}.encoded", x)
-            plan = ddim(made.grid(made.indices[: given["t_enc"]]), given.get("eta", 0.0))
+            plan = ddim(made.schedule(made.indices[: given["t_enc"]]), given.get("eta", 0.0))
             yield case.compare(f"{name}.out", made.carried_out(plan, x)[0][-1])
             continue
         states, estimates = made.carried_out(plan, case.io["x_T"])
         first, x0 = states[0], estimates[0].x0
         if given["sampler"] == "plms":
             first = states[1]  # of two calls; x0 is what their mean eps leaves of x
-            (here, there) = grid[:2]
+            (here, there) = schedule[:2]
             x0 = (there.sigma * case.io["x_T"] - here.sigma * first) / (
                 there.sigma * here.alpha - here.sigma * there.alpha
             )

@@ -64,25 +64,25 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
 class Ddim:
     """DDIM's step with coefficients worked out from alpha squared in x's precision."""
 
-    def __init__(self, grid: Schedule, eta: float) -> None:
-        self.grid = grid
+    def __init__(self, schedule: Schedule, eta: float) -> None:
+        self.schedule = schedule
         self.eta = eta
 
     @property
     def total(self) -> int:
         """The number of steps."""
-        return len(self.grid) - 1
+        return len(self.schedule) - 1
 
     def is_done(self, state: SamplerState) -> bool:
-        """Whether the grid has ended."""
+        """Whether the schedule has ended."""
         return state.number >= self.total
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """alpha x0 + direction eps + deviation z."""
         del out
-        level, x = self.grid[state.number], state.x
+        level, x = self.schedule[state.number], state.x
         estimate = step(x, level)
-        here, there = _squared(level, x), _squared(self.grid[state.number + 1], x)
+        here, there = _squared(level, x), _squared(self.schedule[state.number + 1], x)
         deviation = self.eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).sqrt()
         new = estimate.x0 * there.sqrt() + (1 - there - deviation**2).sqrt() * estimate.eps
         if state.number < self.total - 1:

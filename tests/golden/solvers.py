@@ -54,7 +54,7 @@ def ends(case: Case, sample: dict[str, Any]) -> tuple[float, float]:
 
 
 def spaced(process: Process, skip: str, first: float, last: float, steps: int) -> Schedule:
-    """The published grids: `time_uniform`, `time_quadratic` and `logSNR`."""
+    """The published schedules: `time_uniform`, `time_quadratic` and `logSNR`."""
     if skip == "logSNR":
         low, high = (float(process.at(t).half_log_snr) for t in (first, last))
         inner = [process.at(process.t_of(low + (high - low) * i / steps)) for i in range(1, steps)]
@@ -141,22 +141,22 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dic
         tolerance = Tolerance(
             sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=max_error, unit=x_unit, slack=near
         )
-        grid = Schedule(process, [process.at(first), process.at(last)])
+        schedule = Schedule(process, [process.at(first), process.at(last)])
         rule = exact if bent else last_stage_only
-        return dpm_adaptive(grid, order, of=of, tolerance=tolerance, control=Rounded(), rule=rule), 0
+        return dpm_adaptive(schedule, order, of=of, tolerance=tolerance, control=Rounded(), rule=rule), 0
     steps = sample["steps"]
     if method == "multistep":
         lower = 10 if sample.get("lower_order_final", True) else 0
-        grid = spaced(process, skip, first, last, steps)
-        return dpm_multistep(grid, order, of=of, rule=taylor if bent else midpoint, lower_below=lower), 1
+        schedule = spaced(process, skip, first, last, steps)
+        return dpm_multistep(schedule, order, of=of, rule=taylor if bent else midpoint, lower_below=lower), 1
     fixed = method == "singlestep_fixed"
     orders = [order] * (steps // order) if fixed else orders_for(steps, order)
     rule = exact if bent else last_stage_only
     if skip == "logSNR":  # the steps are even, and so are the calls inside each
-        grid = spaced(process, skip, first, last, len(orders))
-        return dpm_singlestep(grid, orders, of=of, rule=rule), sum(orders[:2])
-    grid = spaced(process, skip, first, last, sum(orders))
-    return dpm_singlestep_on_schedule(grid, orders, of=of, rule=rule), sum(orders[:2])
+        schedule = spaced(process, skip, first, last, len(orders))
+        return dpm_singlestep(schedule, orders, of=of, rule=rule), sum(orders[:2])
+    schedule = spaced(process, skip, first, last, sum(orders))
+    return dpm_singlestep_on_schedule(schedule, orders, of=of, rule=rule), sum(orders[:2])
 
 
 class Rounded(IController):
@@ -222,18 +222,20 @@ def uni_pc(case_dir: Path) -> Iterator[Comparison]:
         of: Of = "x0" if init["algorithm_type"] == "data_prediction" else "eps"
         predict, correct = rules[init.get("variant", "bh1")]
         first, last = ends(case, sample)
-        grid = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
+        schedule = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
         lower = math.inf if sample.get("lower_order_final", True) else 0
         order = sample.get("order", 2)
-        plan = unipc(grid, order, of=of, predict=predict, correct=correct, lower_below=lower)
+        plan = unipc(schedule, order, of=of, predict=predict, correct=correct, lower_below=lower)
         if sample.get("denoise_to_zero"):
-            plan = onto_data(plan, grid[-1])
+            plan = onto_data(plan, schedule[-1])
         yield from recorded(case, name, plan, step, first=-1)
         if sample["steps"] > 1:
-            yield case.compare(f"{name}.f64.x1", corrected(unipc(grid, 1, of=of, correct=correct), grid, step, case))
+            yield case.compare(
+                f"{name}.f64.x1", corrected(unipc(schedule, 1, of=of, correct=correct), schedule, step, case)
+            )
 
 
-def corrected(plan: CoefficientTable, grid: Schedule, step: DenoiseFn, case: Case) -> Tensor:
+def corrected(plan: CoefficientTable, schedule: Schedule, step: DenoiseFn, case: Case) -> Tensor:
     """x after the first step and its correction: the second step of a plan of order 1 taken back."""
     calls: list[Estimate] = []
     states: list[Tensor] = []
@@ -243,7 +245,7 @@ def corrected(plan: CoefficientTable, grid: Schedule, step: DenoiseFn, case: Cas
         case.io["x_T"].double(),
         on_step=lambda shown: states.append(shown.state.x.clone()),
     )
-    second = linear_step(grid[1], grid[2], plan.of)
+    second = linear_step(schedule[1], schedule[2], plan.of)
     quantity = calls[1].x0 if plan.of == "x0" else calls[1].eps
     return (states[1] - second.gain * quantity) / second.keep
 

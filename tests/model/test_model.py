@@ -133,12 +133,14 @@ def test_samples_do_not_depend_on_how_they_are_split(model):
 
 def test_generate_equals_sampling_from_its_parts(model):
     condition, null = model.encode({"label": [2, 0]})
-    grid = unveil.schedules.uniform(model.process, 6)
+    schedule = unveil.schedules.uniform(model.process, 6)
     both = unveil.guidance.batch_cond_uncond(model.denoiser, condition, null)  # a few samples: one call for both
     step = unveil.guidance.clip_static(unveil.guidance.cfg(*both, 3.0))
     streams = SampleRNG(5, range(2))
     noise = streams.bind(model.shape)
-    x = unveil.run(samplers.ddim(grid, eta=0.5), step, grid.start(streams.normal(model.shape, START)), noise=noise)
+    x = unveil.run(
+        samplers.ddim(schedule, eta=0.5), step, schedule.start(streams.normal(model.shape, START)), noise=noise
+    )
     given = model.generate(cond={"label": [2, 0]}, count=2, seed=5, steps=6, eta=0.5, guidance_scale=3.0)
     assert torch.equal(given, x.clamp(-1, 1))
 
@@ -428,11 +430,11 @@ def test_the_error_of_non_finite_values_names_step_and_noise_level(sampler):
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.full_like(x, float("inf") if level.t < 0.35 else 0.0), x, level)
 
-    grid = unveil.schedules.uniform(CosineVP(), 10)  # t = 1, 0.9, ... 0.1, 0
+    schedule = unveil.schedules.uniform(CosineVP(), 10)  # t = 1, 0.9, ... 0.1, 0
     streams = SampleRNG(0, range(2))
-    plan = samplers.sampler_specs()[sampler].plan(grid)
+    plan = samplers.sampler_specs()[sampler].plan(schedule)
     with pytest.raises(NonFinite, match=rf"step \d+ of {plan.total}: .* at t = 0\.3 \(log"):
-        unveil.run(plan, step, grid.start(streams.normal((3,), START)), noise=streams.bind((3,)))
+        unveil.run(plan, step, schedule.start(streams.normal((3,), START)), noise=streams.bind((3,)))
 
 
 class HalfBlind(nn.Module):

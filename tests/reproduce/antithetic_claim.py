@@ -14,8 +14,8 @@ MEAN = 0.8
 
 def mean_error(noise: torch.Tensor) -> float:
     """Return the error of the mean of the samples that start from this noise."""
-    grid = schedules.exponential(VE(0.01, 20.0), 10)
-    return float((run(ddim(grid), MIXTURE, grid.start(noise)).mean() - MEAN).abs())
+    schedule = schedules.exponential(VE(0.01, 20.0), 10)
+    return float((run(ddim(schedule), MIXTURE, schedule.start(noise)).mean() - MEAN).abs())
 
 
 def experiment(context: ExperimentContext) -> ExperimentResults:

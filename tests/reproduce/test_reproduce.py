@@ -232,7 +232,7 @@ def test_encoding_by_the_wrong_path_is_seen(cache: Path, monkeypatch: pytest.Mon
     good = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}
     # an encoder that forgets the image: every round trip fails alike
-    monkeypatch.setattr(ddim_claims, "encode", lambda grid: ddim(Schedule(grid.process, list(grid)[:-1])))
+    monkeypatch.setattr(ddim_claims, "encode", lambda schedule: ddim(Schedule(schedule.process, list(schedule)[:-1])))
     broken = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert "shown" not in {one.verdict for one in broken.comparisons}
 

@@ -142,14 +142,14 @@ def test_methods_make_the_calls_that_they_are_given_and_end_at_one_level(calls: 
     assert len(solvers.euler_uniform(process, calls).levels) == calls
     assert len(solvers.ddim_uniform(process, calls).levels) == calls
     assert calls - 1 <= len(solvers.heun_karras(process, calls).levels) <= calls
-    for grid in (
+    for schedule in (
         schedules.uniform(process, calls),
         schedules.uniform_log_snr(process, calls),
         solvers.karras(process, calls),
     ):
-        assert grid[0].sigma == pytest.approx(10.0)
-        assert grid[-1].sigma == pytest.approx(0.01)
-        assert len(grid) == calls + 1
+        assert schedule[0].sigma == pytest.approx(10.0)
+        assert schedule[-1].sigma == pytest.approx(0.01)
+        assert len(schedule) == calls + 1
 
 
 def test_both_ways_of_langevin_make_as_many_calls_from_one_start():

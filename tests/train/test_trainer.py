@@ -66,9 +66,9 @@ def test_200_steps_on_a_mixture_of_three_put_samples_on_its_corners(tmp_path):
     run = train.fit(denoiser, Corners(), objective=DiffusionLoss(), config=config, run=tmp_path / "run", key="signal")
     assert run == tmp_path / "run"
 
-    streams, grid = SampleRNG(1, range(300)), schedules.uniform(denoiser.process, 40)
-    start = grid.start(streams.normal((2,), START))
-    points = samplers.run(samplers.ddim(grid), guidance.clip_static(denoiser), start)
+    streams, schedule = SampleRNG(1, range(300)), schedules.uniform(denoiser.process, 40)
+    start = schedule.start(streams.normal((2,), START))
+    points = samplers.run(samplers.ddim(schedule), guidance.clip_static(denoiser), start)
     nearest = torch.cdist(points, SIDES).min(1)
     # standard normal points lie 0.6 from their nearest corner in the middle, those of the data 0.06
     assert torch.cdist(start, SIDES).min(1).values.median() > 0.5

@@ -149,8 +149,8 @@ class InverseSettings:
         count: Number of images, restored as one batch.
         steps: Sampling steps of every method except DPS, which has `DPS_STEPS` times as many.
         seed: Seed of masks and noise.
-        grid: Schedule, a name in `schedules.GRIDS`; None: "karras" if the process does not scale images, else
-            "uniform".
+        schedule: Name of the schedule in `schedules.SCHEDULES`; None: "karras" if the process does not scale images,
+            else "uniform".
         eta: Stochasticity of DDRM.
         noises: Standard deviations of the measurements with noise, in the range of [-1, 1].
 
@@ -161,7 +161,7 @@ class InverseSettings:
     count: int = 64
     steps: int = 20
     seed: int = 0
-    grid: str | None = None
+    schedule: str | None = None
     eta: float = 0.85
     noises: tuple[float, ...] = (0.01, 0.05)
 
@@ -240,7 +240,7 @@ class InverseStudy:
 
     Attributes:
         settings: Settings of all problems.
-        grid: Schedule of all methods.
+        schedule: Name of the schedule of all methods.
         clip: Clipping of x0.
         rows: Results.
         skipped: Reason for each problem that is left out.
@@ -249,7 +249,7 @@ class InverseStudy:
     """
 
     settings: InverseSettings
-    grid: str
+    schedule: str
     clip: str
     rows: list[InverseRow]
     skipped: dict[str, str]
@@ -258,10 +258,12 @@ class InverseStudy:
 
     def record(self) -> dict[str, Any]:
         """Everything except the images, as plain values."""
+        # "grid" is the stored name of the schedule
+        settings = {"grid" if name == "schedule" else name: value for name, value in asdict(self.settings).items()}
         return {
             "settings": {
-                **asdict(self.settings),
-                "grid": self.grid,
+                **settings,
+                "grid": self.schedule,
                 "clip": self.clip,
                 "averaged": AVERAGED,
                 "chosen": CANDIDATES,
@@ -315,7 +317,7 @@ def study_inverse(
     for attempt in attempts:
         rows.append(solver.solve(attempt, lambda steps, done=done: on_progress(done + steps, total)))
         done += attempt.total
-    return InverseStudy(settings, solver.grid, model.sampling.threshold, rows, skipped, images, suitable)
+    return InverseStudy(settings, solver.schedule_name, model.sampling.threshold, rows, skipped, images, suitable)
 
 
 def _methods(problem: InverseProblem) -> tuple[str, ...]:
@@ -347,7 +349,7 @@ class _Solver:
 
     def __init__(self, model: Model, images: Tensor, settings: InverseSettings) -> None:
         self.model, self.images, self.settings = model, images, settings
-        self.grid = settings.grid or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
+        self.schedule_name = settings.schedule or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
         denoise = model.denoise_fn(model.encode({}, len(images))[0])
         clip = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold)
         self.denoise = denoise if clip is None else clip(denoise)
@@ -356,7 +358,7 @@ class _Solver:
         return SampleRNG(seed, range(len(self.images)), device=self.model.device)
 
     def schedule(self, steps: int) -> Schedule:
-        return schedules.get_schedule(self.model.process, self.grid, steps).onto_data()
+        return schedules.get_schedule(self.model.process, self.schedule_name, steps).onto_data()
 
     def attempt(self, problem: InverseProblem, method: str) -> _Attempt:
         settings = self.settings

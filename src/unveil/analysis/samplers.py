@@ -39,7 +39,8 @@ class SamplerStudySettings:
         calls: NFE of one sample, rising.
         count: Number of samples, generated as one batch.
         seed: Seed of the initial noise.
-        grid: Schedule, a name in `schedules.GRIDS`; None: "karras", or "uniform" if the process reaches alpha = 0.
+        schedule: Name of the schedule in `schedules.SCHEDULES`; None: "karras", or "uniform" if the process reaches
+            alpha = 0.
         only: Names of samplers; empty: all samplers.
         fine: NFE of a fine solve over the largest of `calls`; a fine solve has at least 200.
 
@@ -50,7 +51,7 @@ class SamplerStudySettings:
     calls: tuple[int, ...] = (5, 10, 20, 50)
     count: int = 16
     seed: int = 0
-    grid: str | None = None
+    schedule: str | None = None
     only: tuple[str, ...] = ()
     fine: int = 8
 
@@ -105,7 +106,7 @@ class SamplerStudy:
 
     Attributes:
         settings: Settings of the comparison.
-        grid: Schedule of all samplers.
+        schedule: Name of the schedule of all samplers.
         clip: Clipping of x0.
         measurements: Measurements of the samplers that run on the model.
         refused: Error of each sampler that does not.
@@ -114,7 +115,7 @@ class SamplerStudy:
     """
 
     settings: SamplerStudySettings
-    grid: str
+    schedule: str
     clip: str
     measurements: list[SamplerMeasurement]
     refused: dict[str, str]
@@ -123,10 +124,12 @@ class SamplerStudy:
 
     def record(self) -> dict[str, Any]:
         """Everything except the samples, as plain values."""
+        # "grid" is the stored name of the schedule
+        settings = {"grid" if name == "schedule" else name: value for name, value in asdict(self.settings).items()}
         return {
             "settings": {
-                **asdict(self.settings),
-                "grid": self.grid,
+                **settings,
+                "grid": self.schedule,
                 "clip": self.clip,
                 "fine_calls": self.settings.fine_calls,
             },
@@ -188,7 +191,7 @@ def study_samplers(
         except (RecipeError, NonFinite) as problem:
             refused[name] = f"{type(problem).__name__}: {problem}"
     floor = energy_distance(other, exact)
-    return SamplerStudy(settings, runner.grid, model.sampling.threshold, measurements, refused, floor, exact)
+    return SamplerStudy(settings, runner.schedule_name, model.sampling.threshold, measurements, refused, floor, exact)
 
 
 class _Runner:
@@ -197,13 +200,13 @@ class _Runner:
     def __init__(self, model: Model, settings: SamplerStudySettings) -> None:
         self.model, self.settings = model, settings
         self.shape = model.autoencoder.latent_shape(model.shape)
-        self.grid = settings.grid or ("uniform" if model.process.at(1.0).alpha == 0 else "karras")
+        self.schedule_name = settings.schedule or ("uniform" if model.process.at(1.0).alpha == 0 else "karras")
         denoise = model.denoise_fn(model.encode(_labels(model, settings.count), settings.count)[0])
         clip = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold)
         self.denoise = denoise if clip is None else clip(denoise)
 
     def schedule(self, steps: int) -> Schedule:
-        return schedules.get_schedule(self.model.process, self.grid, steps).onto_data()
+        return schedules.get_schedule(self.model.process, self.schedule_name, steps).onto_data()
 
     def rng(self, seed: int) -> SampleRNG:
         return SampleRNG(seed, range(self.settings.count), device=self.model.device)

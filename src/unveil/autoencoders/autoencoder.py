@@ -61,7 +61,7 @@ class LatentConfig(AutoencoderConfig):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: Images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
+            ShapeError: As in `LatentConfig.latent_shape`.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
@@ -109,7 +109,7 @@ class Autoencoder(nn.Module, ABC):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: As `LatentConfig.latent_shape`.
+            ShapeError: As in `LatentConfig.latent_shape`.
         """
         return self.config.latent_shape(shape)
 

@@ -309,9 +309,9 @@ class TileJob:
     """One image in tiles: what is run on each, and where they lie.
 
     Args:
-        run: A tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
-        source: The whole of it.
-        rows, columns: In places of which one has `steps[0]` of the source, and `steps[1]` of the result.
+        run: Function of a tile of `source`, (1, C, h, w) or for videos (1, C, t, h, w), that returns its result.
+        source: Whole image or video.
+        rows, columns: Tiles, in units of `steps[0]` of the source and `steps[1]` of the result.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -388,7 +388,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
     """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
 
     Raises:
-        RecipeError: As `decode`.
+        RecipeError: As in `decode`.
     """
     whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
     reach, pixels = decoder_reach(codec.config)

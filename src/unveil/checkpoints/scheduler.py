@@ -41,8 +41,8 @@ USUAL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 FLOW = "FlowMatchEulerDiscreteScheduler"
 # Those whose last step ends at the table's first entry in place of the data, where set_alpha_to_one is false
 ENDS_AT_0 = ("DDIMScheduler", "PNDMScheduler")
-# (spacing, offset, ends at the data) -> our grid
-GRIDS = {
+# (spacing, offset, ends at the data) -> our schedule
+SCHEDULES = {
     ("leading", 0, True): "leading",
     ("leading", 1, True): "leading-1",
     ("leading", 1, False): "latent-diffusion",
@@ -108,7 +108,7 @@ class SchedulerConfig:
     Attributes:
         process: A section of a recipe; of a shift that follows the size, the process that is shifted.
         prediction: By name.
-        sample: Sampler, grid and clip.
+        sample: Sampler, schedule and threshold.
         size_shift: Arguments of `core.flow.DynamicShift`, where the shift follows the size.
     """
 
@@ -188,7 +188,11 @@ def scheduler_of(raw: Mapping[str, Any], path: Path) -> SchedulerConfig:
         sampler = _solver(settings, kind)
     # DDIM and DDPM clip by default; the others do not have the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
-    sample = {**sampler, "schedule": _grid(settings, kind, spacing), "threshold": "static" if clips else "none"}
+    sample = {
+        **sampler,
+        "schedule": _schedule_name(settings, kind, spacing),
+        "threshold": "static" if clips else "none",
+    }
     return SchedulerConfig(process, PREDICTIONS[target], sample)
 
 
@@ -211,19 +215,19 @@ def _solver(settings: _Settings, kind: str) -> dict[str, Any]:
     return sampler
 
 
-def _grid(settings: _Settings, kind: str, usual: str) -> str:
+def _schedule_name(settings: _Settings, kind: str, usual: str) -> str:
     if settings.get("use_karras_sigmas", False):
         return "karras"
     spacing = settings.get("timestep_spacing", usual)
     offset = int(settings.get("steps_offset", 0)) if spacing == "leading" else 0  # which alone has one
     onto_data = kind not in ENDS_AT_0 or bool(settings.get("set_alpha_to_one", kind == "DDIMScheduler"))
-    if (spacing, offset, onto_data) not in GRIDS:
+    if (spacing, offset, onto_data) not in SCHEDULES:
         ends = "the data" if onto_data else "the first entry of the table (set_alpha_to_one false)"
         raise WeightsError(
             f"{settings.path}: timestep_spacing {spacing!r} with steps_offset {offset}, ending at {ends}, is not "
             "supported; leading with offset 0 or 1, trailing and linspace onto the data are"
         )
-    return GRIDS[spacing, offset, onto_data]
+    return SCHEDULES[spacing, offset, onto_data]
 
 
 def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
@@ -268,8 +272,8 @@ def _flow(settings: _Settings) -> SchedulerConfig:
             "high": (int(settings.get("max_image_seq_len", 4096)), float(settings.get("max_shift", 1.15))),
             "exponential": settings.get("time_shift_type", "exponential") == "exponential",
         }
-        grid = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
-        return SchedulerConfig(process, "flow", {**sample, "schedule": grid}, size_shift)
+        schedule = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
+        return SchedulerConfig(process, "flow", {**sample, "schedule": schedule}, size_shift)
     shift = float(settings.get("shift", 1.0))
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
@@ -333,7 +337,7 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
     classes = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
     solver = _solver_settings(sample)
     kind = None if sample.options else solver.get("_class_name", classes.get(sample.sampler))
-    spacing_key = next((key for key, grid in GRIDS.items() if grid == sample.schedule), None)
+    spacing_key = next((key for key, schedule in SCHEDULES.items() if schedule == sample.schedule), None)
     if kind is None or (
         sample.schedule != "karras" and (spacing_key is None or (not spacing_key[2] and kind not in ENDS_AT_0))
     ):

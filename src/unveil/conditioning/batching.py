@@ -19,7 +19,7 @@ def build_conditions(
 
     Args:
         conditioners: By key.
-        values, count: As `Model.encode` takes them.
+        values, count: Values and number of samples, as in `Model.encode`.
 
     Raises:
         RecipeError: A key or a value that is not known (names the nearest), or a wrong number of values.

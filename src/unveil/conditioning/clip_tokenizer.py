@@ -67,7 +67,7 @@ class BPETokenizer:
         A special token written out in the text is that token, as published.
 
         Raises:
-            RecipeError: ftfy is not installed.
+            RecipeError: The package ftfy is not installed.
         """
         return [number for word in split_words(clean_text(text)) for number in self._of_word(word)]
 
@@ -124,7 +124,7 @@ def clean_text(text: str) -> str:
     """Text as CLIP reads it: wrong encodings put right, HTML resolved twice, single spaces, lower case.
 
     Raises:
-        RecipeError: ftfy is not installed.
+        RecipeError: The package ftfy is not installed.
     """
     mended: str = import_extra("ftfy", "a prompt").fix_text(text)
     return " ".join(html.unescape(html.unescape(mended)).split()).lower()

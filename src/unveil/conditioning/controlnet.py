@@ -124,7 +124,7 @@ class MultiControlNet(nn.Module):
         """The condition that the U-Net is given: residuals in the place of the hint.
 
         Args:
-            x, t: As the U-Net is given them.
+            x, t: Noisy samples and time inputs of the U-Net.
             level: Noise level that t stands for; None: every ControlNet acts, whatever its part of the run.
 
         Raises:

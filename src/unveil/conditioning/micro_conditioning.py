@@ -77,8 +77,8 @@ class SizeCondition(ScalarCondition):
 
     Args:
         shape: Shape of the images, (C, H, W): what is usual is an original of that size, not cut.
-        offset: As in `ScalarCondition`.
-        key: As in `ScalarCondition`.
+        offset: Offset, as in `ScalarCondition`.
+        key: Key, as in `ScalarCondition`.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """

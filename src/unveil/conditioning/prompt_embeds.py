@@ -120,7 +120,7 @@ def clean_prompt(prompt: str) -> str:
     """A prompt without broken characters and HTML's signs, its blanks single ones, as Wan's pipelines read it.
 
     Raises:
-        RecipeError: ftfy is not installed.
+        RecipeError: The package ftfy is not installed.
     """
     text = import_extra("ftfy", "a prompt of Wan").fix_text(prompt)
     return " ".join(html.unescape(html.unescape(text)).split())

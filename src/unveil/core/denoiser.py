@@ -1,4 +1,4 @@
-"""From a network to estimates of x0 and eps, whatever it was trained to predict; and thresholding of x0."""
+"""Estimates of x0 and eps from a network with any prediction, and thresholding of x0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unveil.types import Condition, NoiseLevel, like
 class Estimate:
     """Estimate of a denoiser at x: x0 and eps with x = alpha x0 + sigma eps, each computed on first use.
 
-    extra: what the network says beside it, such as the channels of a learned variance.
+    extra: Further output of the network, such as the channels of a learned variance.
 
     An estimate that comes from a network keeps its raw output y and the two linear formulas, so that a
     sampler can go from (x, y) to its next x in one combination (`mix`).
@@ -68,7 +68,7 @@ class Estimate:
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor, of: Literal["x0", "eps"] = "x0") -> Tensor:
         """The next x, keep x + gain x0 (or gain eps), written into `out`, which may be x itself.
 
-        One pass over memory when x is the estimate's own and x0 (or eps) was not computed before.
+        This is one pass over memory if x is the estimate's own and x0 (or eps) was not computed before.
         """
         computed = self._x0 if of == "x0" else self._eps
         if self.solution is None or computed is not None or self._x is not x or self.solution.scalars is None:
@@ -78,7 +78,7 @@ class Estimate:
         return weighted_sum(x, keep + gain * q_x, self._y, gain * q_y, out)
 
     def towards(self, other: Estimate, weight: float) -> Estimate:
-        """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
+        """This estimate moved to the other one: weight 0 is this, 1 the other; above 1 it goes beyond (guidance)."""
         if self.solution is not None and self.solution is other.solution:
             return Estimate.solved(self.solution, self._x, torch.lerp(self._y, other._y, weight), other.extra)
         return Estimate(torch.lerp(self.x0, other.x0, weight), torch.lerp(self.eps, other.eps, weight), other.extra)
@@ -121,11 +121,13 @@ class Denoiser(nn.Module):
     """A network, the process it was trained under and what it predicts.
 
     Args:
-        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 (see `timestep`) and the
-            condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
-        process: gives the index of a level, unless the prediction does.
-        prediction: what the output means; one with preconditioning also scales x and gives the index.
-        learns_variance: the second half of the output's channels (axis 1) is `Estimate.extra`.
+        network: Network, called as network(x, index, condition). x is (B, C, ...). index is (B,) float32, see
+            `timestep`. The condition may be None. The output has the shape of x, or twice its channels if
+            `learns_variance`.
+        process: Process that gives the index of a level, unless the prediction does.
+        prediction: Quantity that the network predicts. A prediction with preconditioning also scales x and gives the
+            index.
+        learns_variance: True if the second half of the output's channels (axis 1) is `Estimate.extra`.
     """
 
     def __init__(
@@ -141,11 +143,11 @@ class Denoiser(nn.Module):
         self.process = process
         self.prediction = prediction
         self.learns_variance = learns_variance
-        # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
+        # a schedule's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
         self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, float, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
-        """The estimate at x. The level is one for all, one per sample (B,), or broadcastable to x."""
+        """Return the estimate at x. The level is one for all, one per sample (B,), or broadcastable to x."""
         if level.t.ndim:
             solution, index = self.solve(level), self.timestep(level, x)
             inputs = _scaled(x, self.input_scale(level))
@@ -172,7 +174,7 @@ class Denoiser(nn.Module):
         """The raw prediction y and the variance channels, both of x's shape and type: what training compares.
 
         Raises:
-            ShapeError: the network's output does not fit x.
+            ShapeError: The network's output does not fit x.
         """
         return self.check_output(self.network(*self.network_inputs(x, level), condition), x)
 
@@ -200,7 +202,7 @@ class Denoiser(nn.Module):
         """Output of the network for x, as `output` gives it.
 
         Raises:
-            ShapeError: it does not fit x.
+            ShapeError: The output does not fit x.
         """
         extra = None
         if self.learns_variance:
@@ -221,7 +223,7 @@ def _scaled(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def clip_static(step: DenoiseFn, limit: float = 1.0) -> DenoiseFn:
-    """x0 clamped to [-limit, limit], and eps to what that leaves of x.
+    """Clamp x0 to [-limit, limit], and set eps to the rest of x.
 
     Source: Ho et al. 2020, the published sampler (arXiv:2006.11239).
     """
@@ -234,15 +236,15 @@ def clip_static(step: DenoiseFn, limit: float = 1.0) -> DenoiseFn:
 
 
 def clip_dynamic(step: DenoiseFn, percentile: float = 0.995, limit: float = 1.0) -> DenoiseFn:
-    """x0 clamped to its own percentile absolute values, if above `limit`, and scaled back to it.
+    """Clamp x0 to the percentile of its absolute values, if that is above `limit`, and scale it back to `limit`.
 
     Args:
-        step: the step to guide.
-        percentile: in (0, 1), taken over each sample.
-        limit: never clamp below this.
+        step: Denoiser to threshold.
+        percentile: Percentile of the absolute values of each sample, in (0, 1).
+        limit: Smallest limit of the clamping.
 
     Raises:
-        RecipeError: percentile outside (0, 1).
+        RecipeError: The percentile is outside (0, 1).
 
     Source: Saharia et al. 2022, section 2.3 (arXiv:2205.11487).
     """

@@ -20,7 +20,7 @@ _TABLES = ContextVar("tables of levels", default=False)
 
 @contextmanager
 def level_by_level() -> Iterator[None]:
-    """Take the first axis of tensors as that of the levels of a table: each level gets the numbers it has alone.
+    """Take the first axis of tensors as that of the levels of a table: each level is computed by itself.
 
     Without it a tensor of one axis holds one number per sample, as in training. Also a decorator of functions.
     """
@@ -42,7 +42,7 @@ def as_tensor(value: Tensor | float | Sequence[float] | Sequence[Sequence[float]
 
 
 def per_level(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Apply a function of torch; to each level of a table on its own."""
+    """Apply a function of torch; within a table, to each level separately."""
     if values.numel() and values.ndim and _TABLES.get():
         return torch.stack([function(value) for value in values.unbind()])
     return function(values)

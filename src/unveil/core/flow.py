@@ -22,7 +22,7 @@ class RectifiedFlow:
     """Straight paths from data to noise: alpha = 1 - t, sigma = t.
 
     Args:
-        index_scale: what t is multiplied with for the network's time embedding.
+        index_scale: Factor of t in the network's time embedding.
         rounding: "down" gives the network whole numbers, as the published solver of Wan does.
 
     Source: Liu et al. 2022, eq. 1 (arXiv:2209.03003); Esser et al. 2024, eq. 13 (arXiv:2403.03206).
@@ -60,17 +60,17 @@ class RectifiedFlow:
 
 @dataclass(frozen=True)
 class TimeShift:
-    """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
+    """Process whose time is shifted towards the noise: the level of another process at s t / (1 + (s - 1) t).
 
-    Larger images need more noise to lose the same share of what is in them, because neighbouring pixels tell
-    the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
+    Larger images need more noise to lose the same share of their content, because neighbouring pixels are alike. A
+    shift of `resolution_shift` compensates for this. The network gets the index of the shifted time.
 
     Args:
-        process: that is shifted.
-        shift: s; 1 changes nothing, more spends more of the time in the noise.
+        process: Process that is shifted.
+        shift: Shift s; 1 changes nothing, a larger value puts more of the time into the noise.
 
     Raises:
-        RecipeError: a shift that is not above 0.
+        RecipeError: The shift is not above 0.
 
     Source: Esser et al. 2024, eq. 23 (arXiv:2403.03206).
     """
@@ -99,7 +99,7 @@ class TimeShift:
         return self.process.timestep(level._replace(t=self._inner(level.t)))
 
     def trainable(self, u: Tensor) -> Tensor:
-        """As even in this t as the process allows."""
+        """Times spread as evenly in this t as the process allows."""
         return self.within(self.process.trainable(u))
 
     def within(self, t: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class TimeShift:
         return self._outer(self.process.within(self._inner(t)))
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """That of the process."""
+        """Deviation of the process's prior."""
         return self.process.prior(level._replace(t=self._inner(level.t)))
 
     def _inner(self, t: Tensor) -> Tensor:
@@ -119,16 +119,16 @@ class TimeShift:
 
 @dataclass(frozen=True)
 class DynamicShift(TimeShift):
-    """A shift that follows the number of the network's tokens: its logarithm, or itself, rises in a straight line.
+    """Shift that depends on the number of tokens: its logarithm, or the shift itself, is linear in that number.
 
-    `sized` gives the process for latents of another shape, with the shift that belongs to them.
+    `resized` returns the process for latents of another shape, with their shift.
 
     Args:
-        process: that is shifted.
-        shift: of the latents at hand.
-        low, high: two points of the line, each a number of tokens and the value there.
-        patch: side of the square of latents that is one token.
-        exponential: the line is that of log(shift).
+        process: Process that is shifted.
+        shift: Shift of the latents of the present shape.
+        low, high: Two points of the line, each a number of tokens and the value there.
+        patch: Side of the square of latents that is one token.
+        exponential: True if the line is that of log(shift).
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux), with its numbers.
     """
@@ -139,7 +139,7 @@ class DynamicShift(TimeShift):
     exponential: bool = True
 
     def resized(self, shape: Sequence[int]) -> DynamicShift:
-        """The process for latents (C, H, W), or (C, T, H, W) of clips, whose frames count as well."""
+        """Return the process for latents (C, H, W) of images or (C, T, H, W) of videos, whose frames count as well."""
         tokens = math.prod(shape[1:-2]) * (shape[-2] // self.patch) * (shape[-1] // self.patch)
         slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
         value = self.low[1] + slope * (tokens - self.low[0])
@@ -148,14 +148,15 @@ class DynamicShift(TimeShift):
 
 @dataclass(frozen=True)
 class SqrtSizeShift(TimeShift):
-    """A shift that grows with the root of the size, so that every size keeps the uncertainty of one.
+    """Shift proportional to the root of the size, so that every size has the same uncertainty.
 
-    `sized` gives the process for samples of another shape, in training and in sampling alike.
+    `resized` returns the process for samples of another shape, both in training and in sampling.
 
     Args:
-        process: that is shifted.
-        shift: of samples of that many places.
-        places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
+        process: Process that is shifted.
+        shift: Shift of samples with `places` positions.
+        places: Number of pixels or latents of a sample, over all frames and in one channel; the number of tokens is
+            proportional to it.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
     """
@@ -163,7 +164,7 @@ class SqrtSizeShift(TimeShift):
     places: int
 
     def resized(self, shape: Sequence[int]) -> SqrtSizeShift:
-        """The process for samples (C, H, W) or (C, T, H, W)."""
+        """Return the process for samples (C, H, W) or (C, T, H, W)."""
         places = math.prod(shape[1:])
         return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)
 

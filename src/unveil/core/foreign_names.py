@@ -109,7 +109,7 @@ ABSENT_SCHEDULES = (
 
 
 class Spelled(NamedTuple):
-    """A sampler by its name here, and the schedule that its foreign name has with it, if any."""
+    """Our name of a sampler, and the schedule in its foreign name, if any."""
 
     sampler: str
     schedule: str | None = None

@@ -31,10 +31,10 @@ def decoder_nll(x0: Tensor, mean: Tensor, log_std: Tensor, *, bins: int = 256) -
     bins reach to infinity.
 
     Args:
-        x0: whole values 0 ... bins - 1 scaled to [-1, 1].
-        mean: of the Gaussian, of x0's shape.
-        log_std: its log deviation, of x0's shape.
-        bins: values that x0 may take.
+        x0: Whole values 0 ... bins - 1, scaled to [-1, 1].
+        mean: Mean of the Gaussian, of x0's shape.
+        log_std: Logarithm of its deviation, of x0's shape.
+        bins: Number of values that x0 may take.
 
     Source: Ho et al. 2020, eq. 13 (arXiv:2006.11239).
     """
@@ -49,15 +49,15 @@ def decoder_nll(x0: Tensor, mean: Tensor, log_std: Tensor, *, bins: int = 256) -
 def bound_term(
     step: Transition, x0: Tensor, x: Tensor, mean: Tensor, log_variance: Tensor, *, bins: int = 256
 ) -> Tensor:
-    """One term of the bound per sample, (B,) in bits/dim: the KL of a step, or the decoder's where s is the data.
+    """One term of the bound per sample, (B,) in bits/dim: the KL of a step, or the decoder's term if s is the data.
 
     Args:
-        step: one for all, or one per sample (B,).
-        x0: the data, (B, ...).
-        x: noised to step.t.
-        mean: of p(x_s | x_t).
-        log_variance: of p(x_s | x_t), a number, (B,) or of x's shape.
-        bins: values that x0 may take.
+        step: Step of the chain, one for all or one per sample (B,).
+        x0: Data, (B, ...).
+        x: Data noised to step.t.
+        mean: Mean of p(x_s | x_t).
+        log_variance: Logarithm of the variance of p(x_s | x_t): a number, (B,) or of x's shape.
+        bins: Number of values that x0 may take.
     """
     log_variance, log_floor = (_cast(value, x) for value in (log_variance, elementary.log(step.floor)))
     kl = normal_kl(step.mean(x0, x), log_floor, mean, log_variance)
@@ -103,16 +103,17 @@ def bound(
     bins: int = 256,
     on_term: Callable[[int, int], object] | None = None,
 ) -> VariationalBound:
-    """Every term of the bound, one network call each.
+    """All terms of the bound, with one network call each.
 
     Args:
-        step: condition bound; clip x0 by wrapping it, which may only tighten the bound for data in [-1, 1].
-        chain: the steps; a respaced chain is its own model, with its own bound.
+        step: Denoiser with its condition bound. Clip x0 by wrapping it, which may only tighten the bound for data in
+            [-1, 1].
+        chain: Chain of the steps; a respaced chain is its own model, with its own bound.
         x0: (B, ...), whole values of `bins` scaled to [-1, 1].
-        variance: of p(x_s | x_t).
+        variance: Variance of p(x_s | x_t).
         noise: noise(k) at the k-th term, noisiest first.
-        bins: values that x0 may take.
-        on_term: called with (terms done, terms in all).
+        bins: Number of values that x0 may take.
+        on_term: Function that is called with (finished terms, total of terms).
 
     Source: Ho et al. 2020, eq. 5 (arXiv:2006.11239).
     """

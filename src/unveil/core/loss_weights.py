@@ -53,7 +53,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
     """1 / s^2 + alpha^2 / sigma^2, EDM's (sigma^2 + s^2) / (sigma s)^2 with sigma / alpha for sigma: 1 on its F.
 
     Args:
-        sigma_data: s, the deviation of the data.
+        sigma_data: Deviation s of the data.
 
     Source: Karras et al. 2022, table 1 and eq. 8 (arXiv:2206.00364).
     """
@@ -61,7 +61,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 
 def sigmoid(bias: float = 0.0) -> Weight:
-    """On eps: 1 in the noise, falling to 0 as a sigmoid of bias - log SNR.
+    """Sigmoid weight: on eps it is 1 in the noise and falls to 0 as a sigmoid of bias - log SNR.
 
     Published over levels even in log-SNR: train with `timestep_sampling.UniformLogSNR`.
 

@@ -48,21 +48,22 @@ class LossOutput(NamedTuple):
 class DiffusionLoss:
     """simple * w(t) * distance(y, y_hat) + bound * N * L_t, over random times.
 
-    N L_t, with t uniform, estimates the whole variational bound in bits/dim, so `bound` = 0.001 with
-    `simple` = 1 is Improved DDPM's L_hybrid. Beside a simple term the bound teaches the variance only:
-    the mean is detached in it (section 3.1).
+    N L_t, with t uniform, estimates the whole variational bound in bits/dim, so `bound` = 0.001 with `simple` = 1 is
+    Improved DDPM's L_hybrid. Together with a simple term the bound trains only the variance: the mean is detached in it
+    (section 3.1).
 
     Args:
-        simple: factor of the prediction's error, L_simple at 1.
-        bound: factor of the whole bound; needs a chain.
-        distance: a name in `DISTANCES`.
-        weight: of the error, in x0 space; None weighs the predicted target evenly.
-        elbo: factor of the error weighed as in the bound, latent diffusion's `original_elbo_weight` (there
-            `simple` is called `l_simple_weight`); needs a chain.
-        time: which times are drawn.
-        variance: of p(x_s | x_t), for the bound.
-        chain: of the bound; None takes the discrete process's own.
-        noised: per channel (axis 1), False for context that stays clean and is not scored; None noises all.
+        simple: Factor of the prediction's error, L_simple at 1.
+        bound: Factor of the whole bound; needs a chain.
+        distance: Name in `DISTANCES`.
+        weight: Weight of the error, in x0 space; None: the predicted target has weight 1.
+        elbo: Factor of the error weighed as in the bound, latent diffusion's `original_elbo_weight` (there `simple` is
+            called `l_simple_weight`); needs a chain.
+        time: Distribution of the times.
+        variance: Variance of p(x_s | x_t), for the bound.
+        chain: Chain of the bound; None: the discrete process's own.
+        noised: Mask per channel (axis 1), False for context that stays clean and has no loss; None: all channels are
+            noised.
 
     Source: Ho et al. 2020, eq. 14 (arXiv:2006.11239); Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
     """
@@ -95,7 +96,7 @@ class DiffusionLoss:
         noise: Tensor,
         importance: Tensor | None = None,
     ) -> LossOutput:
-        """The loss at given times (B,) float64 and noise, the whole of the mathematics."""
+        """The loss at given times (B,) float64 and noise."""
         level = denoiser.process.at(t)
         seen = level if self.noised is None else partly(level, self._mask(x0))
         x = like(seen.alpha, x0) * x0 + like(seen.sigma, x0) * noise
@@ -122,7 +123,7 @@ class DiffusionLoss:
         return LossOutput(weighted.mean(), total.detach(), t, detached)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Show the time sampler the losses of a step, gathered from every rank."""
+        """Pass the losses of a step, gathered from every rank, to the time sampler."""
         if isinstance(self.time, SecondMoment) and isinstance(process, DiscreteVP):
             self.time.update((t * process.steps).round().long().cpu() - 1, per_sample.double().cpu())
 
@@ -163,10 +164,10 @@ def simple() -> DiffusionLoss:
 
 
 def vlb(variance: VarianceRule, time: TimeSampler | None = None) -> DiffusionLoss:
-    """The variational bound alone, in bits/dim. Source: Nichol & Dhariwal 2021, section 3.3."""
+    """Only the variational bound, in bits/dim. Source: Nichol & Dhariwal 2021, section 3.3."""
     return DiffusionLoss(simple=0.0, bound=1.0, variance=variance, time=time or Uniform())
 
 
 def hybrid(variance: VarianceRule, weight: float = 0.001) -> DiffusionLoss:
-    """L_simple + 0.001 L_vlb, the bound teaching the variance only. Source: Nichol & Dhariwal 2021, eq. 16."""
+    """L_simple + 0.001 L_vlb; the bound trains only the variance. Source: Nichol & Dhariwal 2021, eq. 16."""
     return DiffusionLoss(bound=weight, variance=variance)

@@ -1,4 +1,4 @@
-"""The likelihood of the probability-flow ODE: how the density of x changes on the deterministic path to noise.
+"""Likelihood of the probability-flow ODE, from the change of the density of x on the deterministic path to noise.
 
 With h^2 = alpha^2 + sigma^2, c = alpha / h, s = sigma / h and u = log(sigma / alpha), the path of y = x / h is
 
@@ -64,13 +64,13 @@ def ode_bits(
     """Bits/dim of whole values under the probability-flow ODE, an upper bound because of the dequantisation.
 
     Args:
-        step: condition bound.
-        process: of the step.
+        step: Denoiser with its condition bound.
+        process: Process of the step.
         x0: (B, ...), whole values scaled so that neighbours are `width` apart.
-        noise: draw 0 of step 0 dequantises, steps 1 to `probes` are probes (their signs).
-        probes: at least 1; two or more give an error bar.
-        width: between neighbouring values.
-        tolerance: relative and absolute, of the ODE.
+        noise: Noise source. Draw 0 of step 0 dequantises; steps 1 to `probes` are probes (their signs).
+        probes: Number of probes, at least 1; two or more give an error bar.
+        width: Distance between neighbouring values.
+        tolerance: Relative and absolute tolerance of the ODE.
 
     Source: Song et al. 2021, appendix D.2 (arXiv:2011.13456); uniform dequantisation: Theis et al. 2015, section 3.1.
     """
@@ -97,19 +97,19 @@ def log_density(
     Every sample takes its own steps, so that its value does not depend on the others in the batch.
 
     Args:
-        step: condition bound; it is differentiated in x.
-        process: of the step.
+        step: Denoiser with its condition bound; it is differentiated in x.
+        process: Process of the step.
         x: (B, ...) at the first of `ends`.
         probes: probes(k) is like x, with E[v v^T] = 1: `rademacher(noise)`, or Gaussian noise itself.
-        count: how many; their mean is the value. The path is the same, each costs a backward pass.
-        ends: levels between which the path is followed; None: the cleanest one trained at, and t = 1 or the
-            noisiest one trained at. At the second, x is taken as normal of deviation `process.prior`.
-        rtol: against the state and the sum of the trace.
-        atol: per element of y, which has about unit variance.
+        count: Number of probes; their mean is the value. The path is the same. Each costs a backward pass.
+        ends: Levels between which the path is followed. None: the cleanest one trained at, and t = 1 or the noisiest
+            one trained at. At the second, x is assumed to be normal with deviation `process.prior`.
+        rtol: Tolerance relative to the state and to the sum of the trace.
+        atol: Absolute tolerance per element of y, which has about unit variance.
 
     Raises:
-        RecipeError: no probe, or an end where log-SNR is infinite.
-        NonFinite: the estimate left the finite numbers, or no step is small enough.
+        RecipeError: There is no probe, or the log-SNR of an end is infinite.
+        NonFinite: The estimate is not finite, or no step is small enough.
 
     Source: Song et al. 2021, eq. 39 and 40 (arXiv:2011.13456); Hutchinson 1990.
     """
@@ -141,7 +141,7 @@ def probability_flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Tensor:
-    """X (B, ...) carried along the deterministic path from one level to another, in either direction.
+    """Return x (B, ...) moved along the deterministic path from one level to another, in either direction.
 
     Arguments and errors are those of `log_density`. Source: Song et al. 2021, eq. 13 (arXiv:2011.13456).
     """
@@ -159,7 +159,7 @@ def bits_per_dim(log_density: Tensor, size: int, width: float = BIN) -> Tensor:
 
 
 def dequantised(x: Tensor, noise: Tensor, width: float = BIN) -> Tensor:
-    """X with every value moved evenly within its bin; the normal distribution function makes the noise uniform."""
+    """Return x with uniform noise within the bin of each value; the normal distribution function makes it uniform."""
     return x + width * (torch.special.ndtr(noise) - 0.5)
 
 
@@ -174,7 +174,7 @@ def rademacher(noise: Noise) -> Noise:
 
 
 def axes(x: Tensor) -> Noise:
-    """As many probes as a sample has numbers, which together give the trace itself: for few dimensions."""
+    """Probes along the axes, as many as a sample has numbers: the exact trace, for few dimensions."""
 
     def axis(step: int, draw: int = 0) -> Tensor:
         del draw
@@ -251,7 +251,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 def _solved(
     field: Field, y: Tensor, ends: tuple[float, float], beside: int, tolerance: tuple[float, float]
 ) -> tuple[Tensor, Tensor, int]:
-    """Y and the sums (B, K) at the end, and the number of calls; each sample has its own place and width of step."""
+    """Return y and the sums (B, K) at the end, and the number of calls; each sample has its own steps."""
     start, end = ends
     u = torch.full((len(y),), start, dtype=torch.float64)
     width = torch.full_like(u, math.copysign(min(0.1, abs(end - start)), end - start))

@@ -1,4 +1,4 @@
-"""Preconditioning: the scale of a network's input, its number of the level, the meaning of its output.
+"""Preconditioning: the scale of a network's input, its time input, and the meaning of its output.
 
 A preconditioned denoiser is D = c_skip x' + c_out F(c_in x'; c_noise), where x' = x / alpha = x0 + r eps and
 r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + b eps with
@@ -6,7 +6,7 @@ r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + 
     a = (1 - c_skip) / c_out        b = -r c_skip / c_out
 
 so a preconditioning is a prediction that also gives `input_scale` = c_in / alpha and `timestep` = c_noise. The
-coefficients stand as closed forms of alpha and sigma, which stay exact where c_out is 0.
+coefficients are closed forms of alpha and sigma, which stay exact where c_out is 0.
 
 Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364).
 """
@@ -31,7 +31,7 @@ _LEAST = 1e-44  # stands for sigma = 0 in logarithms
 
 @runtime_checkable
 class Preconditioning(Protocol):
-    """A prediction that also says what its network is given, in place of x and the process's index."""
+    """Prediction that also defines the network's inputs, instead of x and the process's index."""
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """The coefficients (a, b) of the target y = a x0 + b eps."""
@@ -42,7 +42,7 @@ class Preconditioning(Protocol):
         ...
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The number that stands for the level: c_noise."""
+        """The network's time input for the level: c_noise."""
         ...
 
 
@@ -67,11 +67,11 @@ def scalings(shell: Preconditioning, level: NoiseLevel) -> Scalings:
 class VPPreconditioning:
     """Score SDE's variance-preserving networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1).
 
-    The network predicts eps and is given (steps - 1) t, t being the VP process's time of this r.
+    The network predicts eps and gets (timesteps - 1) t, where t is the VP process's time of this r.
 
     Args:
-        beta_min, beta_max: of the process that it was trained under.
-        steps: M of the paper.
+        beta_min, beta_max: Betas of the process that the network was trained under.
+        timesteps: M of the paper.
 
     Source: Karras et al. 2022, table 1, column VP, and appendix C.1.
     """
@@ -81,7 +81,7 @@ class VPPreconditioning:
     timesteps: int = 1000
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """That of eps."""
+        """Coefficients of eps."""
         return eps(level)
 
     def input_scale(self, level: NoiseLevel) -> Tensor:
@@ -99,13 +99,13 @@ class VPPreconditioning:
 class VEPreconditioning:
     """Score SDE's variance-exploding networks: c_skip 1, c_out r, c_in 1, c_noise log(r / 2).
 
-    The network predicts -eps, sigma times the score. The half is there because its images lay in [0, 1].
+    The network predicts -eps, sigma times the score. The factor 1/2 is there because its images are in [0, 1].
 
     Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
     """
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """That of -eps."""
+        """Coefficients of -eps."""
         return torch.zeros_like(level.t), torch.full_like(level.t, -1.0)
 
     def input_scale(self, level: NoiseLevel) -> Tensor:
@@ -122,10 +122,10 @@ class VEPreconditioning:
 class IDDPMPreconditioning:
     """Improved DDPM's and ADM's networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1), on a table of levels.
 
-    The network predicts eps and is given the index, in the cosine table of betas, whose r is nearest.
+    The network predicts eps and gets the index, in the cosine table of betas, whose r is nearest.
 
     Args:
-        steps: M of the paper, the length of the table.
+        timesteps: M of the paper, the length of the table.
 
     Source: Karras et al. 2022, table 1, column iDDPM, and appendix C.3.
     """
@@ -133,7 +133,7 @@ class IDDPMPreconditioning:
     timesteps: int = 1000
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """That of eps."""
+        """Coefficients of eps."""
         return eps(level)
 
     def input_scale(self, level: NoiseLevel) -> Tensor:
@@ -150,7 +150,7 @@ class IDDPMPreconditioning:
 
     @cached_property
     def ratios(self) -> Tensor:
-        """Sigma / alpha of clean data and of every index, (steps + 1,) float64: u of the paper, from the last."""
+        """Sigma / alpha of clean data and of every index, (timesteps + 1,) float64: u of the paper, from the last."""
         alpha2 = DiscreteVP(betas("cosine", self.timesteps)).alpha_bar
         return ((1 - alpha2) / alpha2).sqrt()
 
@@ -166,8 +166,8 @@ class EDMPreconditioning:
     With d = sigma_data and w^2 = r^2 + d^2: c_skip d^2 / w^2, c_out r d / w, c_in 1 / w, c_noise log(r) / 4.
 
     Args:
-        sigma_data: deviation of the data.
-        index_scale: what c_noise is multiplied with; 1000 for the teachers of consistency models.
+        sigma_data: Deviation of the data.
+        index_scale: Factor of c_noise; 1000 for the teachers of consistency models.
 
     Source: Karras et al. 2022, table 1, column "ours", and appendix B.6.
     """
@@ -176,7 +176,7 @@ class EDMPreconditioning:
     index_scale: float = 1.0
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """That of F, which goes from -eps near the data to x0 / sigma_data in the noise."""
+        """Coefficients of F, which goes from -eps near the data to x0 / sigma_data in the noise."""
         _ratio(level)
         return edm_f(self.sigma_data)(level)
 
@@ -191,14 +191,14 @@ class EDMPreconditioning:
 
 @dataclass(frozen=True)
 class ConsistencyPreconditioning:
-    """Consistency models': like EDM's, but D is x' itself where r is sigma_min, whatever the network says.
+    """Consistency models' networks: like EDM's, but D is x' itself where r is sigma_min, for any output of the network.
 
     With d = sigma_data, g = r - sigma_min and w^2 = r^2 + d^2: c_skip d^2 / (g^2 + d^2), c_out g d / w, c_in 1 / w,
     c_noise 250 log(r).
 
     Args:
-        sigma_data: deviation of the data.
-        sigma_min: the boundary.
+        sigma_data: Deviation of the data.
+        sigma_min: Noise level of the boundary.
 
     Source: Song et al. 2023, section 3 and appendix C (arXiv:2303.01469).
     """
@@ -207,7 +207,7 @@ class ConsistencyPreconditioning:
     sigma_min: float = 0.002
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """That of F; both coefficients grow without end towards the boundary."""
+        """Coefficients of F; both tend to infinity towards the boundary."""
         d, r = self.sigma_data, _ratio(level).clamp(min=1e-12)  # clean parts of x stay as they are
         gap = r - self.sigma_min
         gap = gap + 1e-12 * (gap == 0)  # there x0 = x' to rounding, as it has to be
@@ -233,6 +233,6 @@ def _ratio(level: NoiseLevel) -> Tensor:
     if bool((level.alpha == 0).any()):
         raise RecipeError(
             f"at t = {level.t} alpha is 0 and sigma / alpha, by which this preconditioning tells its network the "
-            "level, infinite; begin the grid at a level with alpha > 0, or use another prediction"
+            "level, infinite; begin the schedule at a level with alpha > 0, or use another prediction"
         )
     return level.sigma / level.alpha

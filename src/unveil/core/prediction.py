@@ -29,12 +29,12 @@ Prediction = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
 
 
 def x0(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The clean sample; at sigma = 0 eps has left no trace and is taken as 0."""
+    """The clean sample; at sigma = 0 x contains no eps, which is taken as 0."""
     return torch.ones_like(level.t), torch.zeros_like(level.t)
 
 
 def eps(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The noise; at alpha = 0 it says nothing about x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
+    """The noise; at alpha = 0 it does not determine x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
     return torch.zeros_like(level.t), torch.ones_like(level.t)
 
 
@@ -115,7 +115,7 @@ def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     """The 2x2 solve at a level.
 
     Raises:
-        RecipeError: the target holds no information on x0 at this level (eps at alpha = 0, score at sigma = 0).
+        RecipeError: The target contains no information on x0 at this level (eps at alpha = 0, score at sigma = 0).
     """
     a, b = prediction(level)
     det = a * level.sigma - b * level.alpha
@@ -125,7 +125,7 @@ def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     if bool((lost | ~det.isfinite() | ((det == 0) & nothing)).any()):
         raise RecipeError(
             f"at t = {level.t} (alpha = {level.alpha}, sigma = {level.sigma}) this prediction does not determine x0; "
-            "end the grid elsewhere, or predict x0 or v"
+            "end the schedule elsewhere, or predict x0 or v"
         )
     # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
     return Solution(

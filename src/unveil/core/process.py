@@ -31,7 +31,7 @@ class Process(Protocol):
         ...
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The number that a network is given for this level."""
+        """The network's time input for this level."""
         ...
 
     def trainable(self, u: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ class Process(Protocol):
         ...
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """The deviation of x at a noisy level where nothing is known of x0: what a sample starts from."""
+        """The deviation of x at a noisy level without knowledge of x0: the deviation of a sample's start."""
         ...
 
 
 def partly(level: NoiseLevel, noised: Tensor) -> NoiseLevel:
-    """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
+    """The level where `noised` is True and clean data elsewhere, so that the other parts stay clean as context.
 
     Args:
-        level: one for all, or one number per sample (B,).
-        noised: boolean, of x's rank, broadcastable against x, such as (1, C, 1, 1).
+        level: Noise level, one for all or one number per sample (B,).
+        noised: Boolean mask of x's rank, broadcastable against x, such as (1, C, 1, 1).
     """
     wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in level]
     return NoiseLevel(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
@@ -66,9 +66,9 @@ class LinearVP:
     """The variance-preserving SDE with beta(t) rising linearly: alpha^2 = exp(-integral of beta).
 
     Args:
-        beta_min: beta at t = 0, per unit of t.
-        beta_max: beta at t = 1.
-        index_scale: what t is multiplied with for the network's time embedding.
+        beta_min: Beta at t = 0, per unit of t.
+        beta_max: Beta at t = 1.
+        index_scale: Factor of t in the network's time embedding.
 
     Source: Song et al. 2021, eq. 29 and 33 (arXiv:2011.13456).
     """
@@ -98,7 +98,7 @@ class LinearVP:
         return level.t * self.index_scale
 
     def trainable(self, u: Tensor) -> Tensor:
-        """(0, 1], kept off the data end, where eps has no trace in x."""
+        """(0, 1], kept off the data end, where x contains no eps."""
         return 1 - u * (1 - 1e-5)
 
     def within(self, t: Tensor) -> Tensor:
@@ -155,21 +155,22 @@ class CosineVP:
 class DiscreteVP:
     """A table of betas, as DDPM, Stable Diffusion and DiT use; exact at its N indices.
 
-    Index i lies at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between
-    indices log(alpha / sigma) is interpolated linearly ("log-snr", k-diffusion's rule) or log(alpha) is
-    ("log-alpha", DPM-Solver's), which lets every continuous sampler run. Below index 0 the first line
-    goes on until t = 0, where the level jumps to clean data: data itself has no finite ratio. A last beta of
-    1 leaves alpha = 0 at t = 1; on the way there, where no logarithm can be interpolated, alpha is. The
-    derivatives are those of the interpolant, at an index those of the segment below it.
+    Index i is at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between indices log(alpha /
+    sigma) is interpolated linearly ("log-snr", k-diffusion's rule), or log(alpha) is ("log-alpha", DPM-Solver's). Every
+    continuous sampler can therefore run. Below index 0 the first line continues until t = 0, where the level jumps to
+    clean data, which has no finite ratio. A last beta of 1 gives alpha = 0 at t = 1; the last segment interpolates
+    alpha, because the logarithm is infinite. The derivatives are those of the interpolant, at an index those of the
+    segment below it.
 
     Args:
-        betas: variance added by each step, inside (0, 1), at least two; the last may be 1.
-        interpolate: what is linear between indices.
-        rescale: give the network index * rescale / N, as Improved DDPM does with 1000; None gives the index.
+        betas: Variances added by the steps, inside (0, 1), at least two; the last may be 1.
+        interpolate: Quantity that is linear between indices.
+        rescale: Scale of the network's index, which is index * rescale / N. Improved DDPM has 1000. None: the index
+            itself.
         rounding: "nearest" gives a network that was trained on whole indices nothing else.
 
     Raises:
-        RecipeError: a beta outside (0, 1), or fewer than two of them.
+        RecipeError: A beta is outside (0, 1), or there are fewer than two.
 
     Source: Ho et al. 2020, section 2 (arXiv:2006.11239).
     """
@@ -201,7 +202,7 @@ class DiscreteVP:
         self._last_alpha = self.alpha_bar[-2].sqrt()  # where the way down to alpha = 0 begins
 
     def __repr__(self) -> str:
-        """The facts that tell two tables apart."""
+        """Return the values that distinguish two tables."""
         first, last = self.betas[0].item(), self.betas[-1].item()
         return f"DiscreteVP({self.steps} betas, {first:.3g}...{last:.3g}, interpolate={self.interpolate!r})"
 
@@ -209,7 +210,7 @@ class DiscreteVP:
         """The level at t; exact at the indices, interpolated between them.
 
         Raises:
-            RecipeError: t outside [0, 1].
+            RecipeError: t is outside [0, 1].
         """
         t = checked_time(t)
         place = t * self.steps
@@ -232,7 +233,7 @@ class DiscreteVP:
         """The time of a half log-SNR, by the same interpolation.
 
         Raises:
-            RecipeError: the table does not reach this ratio.
+            RecipeError: The table does not reach this ratio.
         """
         wanted = as_tensor(half_log_snr)
         key = wanted if self.interpolate == "log-snr" else -0.5 * per_level(_log_of_1_plus_exp, -2 * wanted)
@@ -255,7 +256,7 @@ class DiscreteVP:
         return (as_tensor(index) + 1) / self.steps
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The index of a level, fractional between indices, times what `rescale` asks."""
+        """The index of a level, fractional between indices, scaled by `rescale`."""
         place = level.t * self.steps - 1
         whole = place.round()
         exact = place.sub(whole).abs().lt(1e-6) | (self.rounding == "nearest")
@@ -281,7 +282,7 @@ def checked_time(t: Tensor | float, most: float = 1.0) -> Tensor:
     """Times as a float64 tensor, every one of them in [0, most].
 
     Raises:
-        RecipeError: a time outside.
+        RecipeError: A time is outside [0, 1].
     """
     t = as_tensor(t)
     inside = (t >= 0) & (t <= most)
@@ -326,13 +327,13 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
     """A published table of betas, (steps,) float64.
 
     Args:
-        kind: a name in `BETAS`.
-        steps: length of the table, at least 2.
-        start: the first beta, for the kinds that have one.
-        end: the last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
+        kind: Name in `BETAS`.
+        steps: Length of the table, at least 2.
+        start: First beta, for the kinds that have one.
+        end: Last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
 
     Raises:
-        RecipeError: an unknown kind, or fewer than 2 steps.
+        RecipeError: The kind is unknown, or steps is below 2.
     """
     if kind not in BETAS:
         raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{did_you_mean(kind, list(BETAS))}")
@@ -342,12 +343,12 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """The table whose last level holds no data at all: alpha moved and stretched so that it ends at 0.
+    """The table whose last level contains no data: alpha is shifted and scaled so that it ends at 0.
 
-    The first level stays as it is. eps-prediction has nothing to say at the last one: predict v or x0.
+    The first level does not change. At the last one eps does not determine x0: predict v or x0.
 
     Args:
-        table: betas, (steps,).
+        table: Betas, (steps,).
 
     Source: Lin et al. 2023, algorithm 1 (arXiv:2305.08891).
     """
@@ -361,8 +362,8 @@ def snr_shifted(table: Tensor, scale: float) -> Tensor:
     """The table with its signal-to-noise ratio divided by `scale` at every level: more noise where it is above 1.
 
     Args:
-        table: betas, (steps,).
-        scale: above 0; 1 changes nothing.
+        table: Betas, (steps,).
+        scale: Scale, above 0; 1 changes nothing.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206), for tables as CogVideoX has it (arXiv:2408.06072).
     """

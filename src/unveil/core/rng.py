@@ -1,4 +1,4 @@
-"""Random numbers that depend on who asks, not on the order of asking.
+"""Random numbers that depend on the sample and the step, not on the order of the calls.
 
 One stream per sample, keyed (seed, sample, step, draw): batch size, number of workers and ranks, resuming
 and unused draws change nothing.
@@ -50,7 +50,7 @@ def keys(seed: int | Sequence[int], samples: Sequence[int] | Words, step: int, d
 
 
 def mix(words: Words) -> Words:
-    """SplitMix64's finaliser: every bit of the result depends on every bit given."""
+    """SplitMix64's finaliser: every bit of the result depends on every bit of the input."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(_FIRST)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(_SECOND)
     return words ^ (words >> np.uint64(31))
@@ -59,7 +59,7 @@ def mix(words: Words) -> Words:
 def words(starts: Words, count: int, first: int = 0) -> Words:
     """Words first to first + count of the streams that begin at `starts` (B,): (B, count).
 
-    Each stream walks with its own stride, so that two streams that meet do not go on together.
+    Each stream has its own stride, so that two streams that meet do not stay together.
     """
     strides = mix(starts ^ np.uint64(_GOLDEN)) | np.uint64(1)
     places = np.arange(first + 1, first + count + 1, dtype=np.uint64)
@@ -70,10 +70,10 @@ class SampleRNG:
     """The random numbers of a batch of samples.
 
     Args:
-        seed: of the whole run, or one for each sample.
-        samples: the number of each sample in it, (B,): position in a set of generated images, or the
-            global count of training examples seen before this one.
-        device: where the numbers are sent; they are always drawn on the CPU, so every device gets the same.
+        seed: Seed of the whole run, or one for each sample.
+        samples: Number of each sample in the run, (B,): the position in a set of generated images, or the global count
+            of training examples before this one.
+        device: Device that receives the numbers. They are always drawn on the CPU, so every device gets the same.
     """
 
     def __init__(
@@ -98,24 +98,24 @@ class SampleRNG:
         return torch.from_numpy(both[:, :count]).reshape(len(self.samples), *shape).to(self.device)
 
     def uniform(self, step: int, draw: int = 0) -> Tensor:
-        """Uniform numbers in [0, 1), (B,) float64, on the CPU, where levels live."""
+        """Uniform numbers in [0, 1), (B,) float64, on the CPU, like levels."""
         bits = keys(self.seed, self.samples, step, draw) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
     def uniforms(self, count: int, step: int, draw: int = 0) -> Tensor:
-        """As many of each sample, (B, count) float64."""
+        """`count` uniform numbers of each sample, (B, count) float64."""
         bits = words(keys(self.seed, self.samples, step, draw), count) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
     def each(self) -> list[SampleRNG]:
-        """Those of each sample by itself, which give it the same numbers."""
+        """Random numbers of each sample by itself, with the same values."""
         seeds = [self.seed] * len(self.samples) if isinstance(self.seed, int) else self.seed
         return [SampleRNG(seed, [sample], device=self.device) for seed, sample in zip(seeds, self.samples, strict=True)]
 
     def bind(self, shape: Sequence[int]) -> Noise:
-        """noise(step, draw=0), as samplers want it, for samples of this shape.
+        """Return noise(step, draw=0), the noise source of samplers, for samples of this shape.
 
-        Draw 0 of step -1 is what a run starts from: `SampleRNG.normal(shape, START)`.
+        Draw 0 of step -1 is the initial noise of a run: `SampleRNG.normal(shape, START)`.
         """
         return lambda step, draw=0: self.normal(shape, step, draw)
 
@@ -127,16 +127,16 @@ PATH = -2  # the step number of the nodes of a Brownian path
 class BrownianPath:
     """One Brownian path per sample, from pure noise to clean data, that any list of levels cuts into increments.
 
-    A run of 20 steps and one of 200 get increments of the same path, so that their samples agree as far as
-    the steps' own error. The path's clock is the share of signal, c = alpha^2 / (alpha^2 + sigma^2), the same
-    under every process. Its nodes halve the interval of u = sqrt(alpha) / (sqrt(alpha) + sqrt(sigma)), in
-    which the usual grids are nearly even; each node's number comes from `streams` alone, so neither the order
-    nor the number of calls matters. Below 2^-depth the path is a straight line.
+    A run of 20 steps and one of 200 get increments of the same path, so that their samples agree as far as the steps'
+    own error. The path's clock is the share of signal, c = alpha^2 / (alpha^2 + sigma^2), the same under every process.
+    Its nodes halve the interval of u = sqrt(alpha) / (sqrt(alpha) + sqrt(sigma)), in which the usual schedules are
+    nearly even. Each node's number comes only from `streams`, so neither the order nor the number of calls matters.
+    Below 2^-depth the path is a straight line.
 
     Args:
-        streams: of the samples.
-        shape: of one sample.
-        depth: halvings. Steps much narrower than 2^-depth in u get increments that depend on each other.
+        streams: Random numbers of the samples.
+        shape: Shape of one sample.
+        depth: Number of halvings. Steps much narrower than 2^-depth in u get increments that depend on each other.
 
     Source: Levy's construction; Gaines & Lyons 1997, "Variable step size control".
     """
@@ -167,7 +167,7 @@ class BrownianPath:
     def along(self, table: CoefficientTable) -> Noise:
         """noise(step, draw=0) for a table: row by row the increment over its span.
 
-        Rows without a span, what a run starts from, and draws beyond the first are fresh, as in `SampleRNG.bind`.
+        Rows without a span, the initial noise, and draws beyond the first are fresh, as in `SampleRNG.bind`.
         """
         spans = [row.span for row in table.rows]
 
@@ -195,7 +195,7 @@ class BrownianPath:
 
 
 def _place(level: NoiseLevel) -> Tensor:
-    """U in [0, 1]: 0 without signal, 1 without noise."""
+    """Position u in [0, 1]: 0 without signal, 1 without noise."""
     root = elementary.sqrt(level.alpha)
     return root / (root + elementary.sqrt(level.sigma))
 

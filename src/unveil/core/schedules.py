@@ -1,4 +1,4 @@
-"""Lists of levels from noise to data: where a sampler calls the network."""
+"""Schedules: lists of noise levels, from noise to data, at which a sampler calls the network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from unveil.types import NoiseLevel, like
 
 
 class Schedule(Sequence[NoiseLevel]):
-    """Levels of one process, noise first; the last one is where the sample ends, and is not evaluated.
+    """Noise levels of one process, noise first; the last one is that of the sample, and is not evaluated.
 
     Where levels are one number per sample or per token, a part may keep its level from one to the next.
 
     Raises:
-        RecipeError: fewer than two levels, or levels that do not fall.
+        RecipeError: There are fewer than two levels, or the levels do not fall.
     """
 
     def __init__(self, process: Process, levels: Iterable[NoiseLevel]) -> None:
@@ -31,13 +31,13 @@ class Schedule(Sequence[NoiseLevel]):
         self._levels = list(levels)
         if len(self._levels) < 2:
             raise RecipeError(
-                f"a grid of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
+                f"a schedule of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
             )
         falls = _falls(*self.steps).tolist()
         if not all(falls):
             k = falls.index(False)
             raise RecipeError(
-                f"a grid goes from noise to data: level {k + 1} (t = {self._levels[k + 1].t}) must be below "
+                f"a schedule goes from noise to data: level {k + 1} (t = {self._levels[k + 1].t}) must be below "
                 f"level {k} (t = {self._levels[k].t})"
             )
 
@@ -60,10 +60,10 @@ class Schedule(Sequence[NoiseLevel]):
         return NoiseLevel(*(part[:-1] for part in self.table)), NoiseLevel(*(part[1:] for part in self.table))
 
     def at(self, half_log_snr: Tensor | float) -> NoiseLevel:
-        """A level between or beyond the grid's own, by its log(alpha / sigma); infinity is clean data.
+        """A level between or beyond the schedule's own, by its log(alpha / sigma); infinity is clean data.
 
         Raises:
-            RecipeError: the process does not reach it.
+            RecipeError: The process does not reach it.
         """
         return level_at_lambda(self.process, half_log_snr)
 
@@ -76,7 +76,7 @@ class Schedule(Sequence[NoiseLevel]):
         return like(self.process.prior(self._levels[0]), noise) * noise
 
     def onto_data(self) -> Schedule:
-        """The grid with clean data as its last level, where it does not end there already."""
+        """The schedule with clean data as its last level, where it does not end there already."""
         last = self._levels[-1]
         if bool((last.sigma == 0).all()):
             return self
@@ -84,7 +84,7 @@ class Schedule(Sequence[NoiseLevel]):
         return Schedule(self.process, [*self._levels, clean])
 
     def map(self, change: Callable[[NoiseLevel], NoiseLevel]) -> Schedule:
-        """The grid with every level changed, for example by `process.partly`."""
+        """The schedule with every level changed, for example by `process.partly`."""
         return Schedule(self.process, map(change, self._levels))
 
 
@@ -120,7 +120,7 @@ def level_at_lambda(process: Process, half_log_snr: Tensor | float) -> NoiseLeve
     """The level of a log(alpha / sigma), infinity is clean data.
 
     Raises:
-        RecipeError: the process does not reach it.
+        RecipeError: The process does not reach it.
     """
     half_log_snr = as_tensor(half_log_snr)
     clean = half_log_snr == math.inf
@@ -151,7 +151,7 @@ def unit_fractions(steps: int) -> list[float]:
 def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """True for the steps of a table on which sigma / alpha falls; where parts differ it may stay.
 
-    Multiplied out, since alpha may be 0.
+    The ratios are multiplied out, because alpha may be 0.
     """
     before, after = here.sigma * there.alpha, there.sigma * here.alpha
     return after < before if before.ndim == 1 else (before - after >= 0).flatten(1).all(1)
@@ -183,18 +183,18 @@ def uniform(process: Process, steps: int) -> Schedule:
     """Evenly spaced in t, from t = 1 to the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1; the grid has steps + 1 levels.
+        process: Any process.
+        steps: Number of network calls, at least 1; the schedule has steps + 1 levels.
 
     Raises:
-        RecipeError: steps below 1.
+        RecipeError: steps is below 1.
     """
     check_steps(steps)
     return from_times(process, [(steps - i) / steps for i in range(steps + 1)])
 
 
 def from_times(process: Process, times: Sequence[Tensor | float]) -> Schedule:
-    """A user's own times, falling; append 0.0 to end at the data."""
+    """Schedule of a user's own times, falling; append 0.0 to end at the data."""
     return Schedule(process, levels_at(process, times))
 
 
@@ -202,18 +202,20 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Sched
     """The first half of the steps as wide as those of a run of `fine` steps, then widths that grow evenly in t.
 
     Args:
-        process: any; meant for rectified flow.
-        steps: network calls, 1 to `fine`.
-        fine: steps of the run whose beginning is followed.
+        process: Any process; meant for rectified flow.
+        steps: Number of network calls, 1 to `fine`.
+        fine: Number of steps of the run whose beginning is followed.
 
     Raises:
-        RecipeError: steps outside this range.
+        RecipeError: steps is outside this range.
 
     Source: Polyak et al. 2024, section 3.4.2 (arXiv:2410.13720), with widths that join without a jump.
     """
     check_steps(steps)
     if steps > fine:
-        raise RecipeError(f"steps = {steps}: this grid follows a run of {fine} steps, so at most {fine}; raise fine=")
+        raise RecipeError(
+            f"steps = {steps}: this schedule follows a run of {fine} steps, so at most {fine}; raise fine="
+        )
     slow = steps // 2
     rest = steps - slow
     bend = (1 - steps / fine) / rest**2
@@ -225,20 +227,20 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Sched
 
 
 def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
-    """A user's own sigmas, falling; append 0.0 to end at the data.
+    """Schedule of a user's own sigmas, falling; append 0.0 to end at the data.
 
     Args:
-        process: any.
-        sigmas: noise per signal, sigma / alpha: what sigma is where the data is not scaled (VE, EDM).
+        process: Any process.
+        sigmas: Noise-to-signal ratios sigma / alpha, which are sigma if the data is not scaled (VE, EDM).
 
     Raises:
-        RecipeError: sigmas that do not fall, or that the process does not reach.
+        RecipeError: The sigmas do not fall, or the process does not reach one of them.
     """
     for k, sigma in enumerate(sigmas):
         if not 0 <= sigma < math.inf:
             raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
         if k and sigma >= sigmas[k - 1]:
-            raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
+            raise RecipeError(f"sigma {k} = {sigma}: a schedule goes from noise to data, so below {sigmas[k - 1]}")
     return Schedule(process, levels_at_lambda(process, [-math.log(s) if s else math.inf for s in sigmas]))
 
 
@@ -253,15 +255,14 @@ def karras(
     """Evenly spaced in (sigma / alpha)^(1 / rho), and a last step onto the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1; the grid has steps + 1 levels.
-        sigma_min: sigma / alpha of the last call; None: where training of the process begins.
-        sigma_max: sigma / alpha of the first call; None: that of t = 1.
-        rho: above 0; larger puts more levels near the data, 1 is even in sigma / alpha.
+        process: Any process.
+        steps: Number of network calls, at least 1; the schedule has steps + 1 levels.
+        sigma_min: Ratio sigma / alpha of the last call; None: the ratio at which training of the process begins.
+        sigma_max: Ratio sigma / alpha of the first call; None: that of t = 1.
+        rho: Exponent, above 0; a larger value puts more levels near the data, 1 is even in sigma / alpha.
 
     Raises:
-        RecipeError: the process reaches alpha = 0 at t = 1 and sigma_max was not given, or a range or rho that
-            cannot be.
+        RecipeError: The process reaches alpha = 0 at t = 1 and sigma_max is missing, or a range or rho is not possible.
 
     Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
     """
@@ -308,11 +309,11 @@ def vp(
     """The ratios sigma / alpha of the linear VP process at even times, on any process; last step onto the data.
 
     Args:
-        process: any that reaches them.
-        steps: network calls, at least 1.
-        beta_d: rise of beta from t = 0 to 1.
-        beta_min: beta at t = 0.
-        smallest: t of the last call.
+        process: Any process that reaches these ratios.
+        steps: Number of network calls, at least 1.
+        beta_d: Rise of beta from t = 0 to 1.
+        beta_min: Beta at t = 0.
+        smallest: Time t of the last call.
 
     Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
     """
@@ -325,13 +326,13 @@ def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, h
     """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data.
 
     Args:
-        process: any.
-        steps: network calls, at least 1.
-        low: None: that of t = 1.
-        high: None: where training of the process begins.
+        process: Any process.
+        steps: Number of network calls, at least 1.
+        low: First log(alpha / sigma); None: that of t = 1.
+        high: Last log(alpha / sigma); None: the one at which training of the process begins.
 
     Raises:
-        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low was not given.
+        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low is missing.
     """
     check_steps(steps)
     first = -math.log(_noisiest(process)) if low is None else low
@@ -348,7 +349,7 @@ def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
     """Indices of a discrete process, in any order, and the data after them.
 
     Raises:
-        RecipeError: a process without indices, or an index outside its table.
+        RecipeError: The process has no indices, or an index is outside its table.
     """
     discrete = _discrete(process)
     chosen = sorted(set(indices), reverse=True)
@@ -361,12 +362,12 @@ def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
 def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
     """Indices 0, k, 2k, ... with k = N // steps, which begin below the last index.
 
-    Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
+    It always has `steps` calls. If the published code's range has one more (7 of 1000 gave 8), it ends earlier.
 
     Args:
-        process: a discrete one.
-        steps: network calls, 1 to N.
-        offset: added to every index; 1 in Stable Diffusion.
+        process: Discrete process.
+        steps: Number of network calls, 1 to N.
+        offset: Number that is added to every index; 1 in Stable Diffusion.
 
     Source: Song et al. 2020, appendix D.2, "linear" (arXiv:2010.02502).
     """
@@ -375,7 +376,7 @@ def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
 
 
 def latent_diffusion(process: Process, steps: int) -> Schedule:
-    """`leading` with offset 1, and a last step onto index 0 in place of the data: latent diffusion's DDIM.
+    """`leading` with offset 1, and a last step onto index 0 instead of the data: latent diffusion's DDIM.
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), published code.
     """
@@ -411,10 +412,10 @@ def quadratic(process: Process, steps: int) -> Schedule:
 def respaced(process: Process, spacing: str) -> Schedule:
     """The published strings: "250", "10,15,20" (counts per equal part), "ddim25" (a whole stride), "fast27".
 
-    A respaced chain is nothing but a coarser list of levels.
+    A respaced chain is a coarser list of levels.
 
     Raises:
-        RecipeError: a string of another form, or a count that does not fit.
+        RecipeError: The string has another form, or a count does not fit.
 
     Source: Nichol & Dhariwal 2021, section 4 (arXiv:2102.09672); "fast27": Nichol et al. 2021 (arXiv:2112.10741).
     """
@@ -452,13 +453,13 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
 def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from t = 1 to sigma(last), and a last step onto the data: Stable Diffusion 3's levels.
 
-    The last call lies at the t that equals the noise of t = `last`: in a shifted process that is `last` shifted, as
-    in the published scheduler, which shifts its ends and then all levels between them.
+    The last call is at the t that equals the noise of t = `last`. In a shifted process that is `last` shifted, as in
+    the published scheduler, which shifts its ends and then all levels between them.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1.
-        last: the smallest time of training, before the shift.
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1.
+        last: Smallest time of training, before the shift.
 
     Source: Esser et al. 2024 (arXiv:2403.03206), published scheduler.
     """
@@ -471,9 +472,9 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
     """Evenly spaced in t, then stretched in alpha so that the last call has sigma = `last`: LTX-Video's levels.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1; a single one is made at t = 1.
-        last: sigma of the last call, inside (0, 1).
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1; a single one is made at t = 1.
+        last: Sigma of the last call, inside (0, 1).
 
     Source: HaCohen et al. 2024 (arXiv:2501.00103), published scheduler.
     """
@@ -486,12 +487,12 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
 def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from a little below t = 1 to one step above `last`, and a last step onto the data.
 
-    These are the levels of Wan's solver, which asks for a finite log-SNR at the first one.
+    These are the levels of Wan's solver, which requires a finite log-SNR at the first one.
 
     Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1.
-        last: the time that a call after the last one would have.
+        process: Rectified flow, shifted or not.
+        steps: Number of network calls, at least 1.
+        last: Time that a call after the last one would have.
 
     Source: Zhao et al. 2023 (arXiv:2302.04867), published scheduler with flow sigmas.
     """
@@ -505,7 +506,7 @@ def _of_sigmas(process: Process, sigmas: Sequence[float]) -> list[NoiseLevel]:
     return levels_at_lambda(process, [math.log((1 - sigma) / sigma) for sigma in sigmas])
 
 
-GRIDS: dict[str, Callable[[Process, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[[Process, int], Schedule]] = {
     "uniform": uniform,
     "uniform-log-snr": uniform_log_snr,
     "linear-quadratic": linear_quadratic,
@@ -529,8 +530,8 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
 
 
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
-    """A grid by its name, ours or that of another program, or by a respacing string, which holds its own step count."""
-    schedules = GRIDS | SCHEDULED
+    """Return the schedule of a name, ours or foreign, or of a respacing string, which contains its number of steps."""
+    schedules = SCHEDULES | SCHEDULED
     if spacing not in schedules:
         spacing = foreign_names.schedule(spacing, schedules)
     if spacing in schedules:
@@ -567,8 +568,8 @@ def _noisiest(process: Process) -> float:
     level = process.at(1.0)
     if level.alpha == 0:
         raise RecipeError(
-            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
-            "(sigma_max, or low), or use the grid 'uniform'"
+            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this schedule a noisy "
+            "end (sigma_max, or low), or use the schedule 'uniform'"
         )
     return float(level.sigma / level.alpha)
 
@@ -581,7 +582,9 @@ def _cleanest(process: Process) -> float:
 
 def _discrete(process: Process) -> DiscreteVP:
     if not isinstance(process, DiscreteVP):
-        raise RecipeError(f"{type(process).__name__} has no indices; use grids.uniform or another continuous grid")
+        raise RecipeError(
+            f"{type(process).__name__} has no indices; use schedules.uniform or another continuous schedule"
+        )
     return process
 
 

@@ -38,7 +38,7 @@ SCORE_WEIGHTS: dict[str, ScoreWeight] = {"variance": variance, "likelihood": lik
 
 
 def on_x0(weight: ScoreWeight) -> Weight:
-    """A weight on the score as one on x0, whose error is sigma^2 / alpha times the score's."""
+    """A weight on the score, converted to a weight on x0, whose error is sigma^2 / alpha times the score's."""
     return lambda level: weight(level) * snr(level) / level.sigma**2
 
 
@@ -56,14 +56,14 @@ def denoising(weight: ScoreWeight = variance, time: TimeSampler | None = None) -
 class Sliced:
     """Sliced score matching of noised data: weight (v^T grad(v^T score) + 1/2 |score|^2) over random directions v.
 
-    No target is needed: up to a constant of the data it is 1/2 weight |score_hat - score|^2, so it may be
-    negative. All is a mean over the elements of a sample. It differentiates the network twice.
+    No target is needed: up to a constant of the data it is 1/2 weight |score_hat - score|^2, so it may be negative. The
+    loss is a mean over the elements of a sample. It differentiates the network twice.
 
     Args:
-        weight: of each level, on the score.
-        projections: directions v (of entries 1 and -1) for each example.
+        weight: Weight of each level, on the score.
+        projections: Number of directions v (with entries 1 and -1) for each example.
         square: "whole" takes |score|^2 itself, which varies less; "projected" takes (v^T score)^2.
-        time: which times are drawn.
+        time: Distribution of the times.
 
     Source: Song et al. 2019, eq. 7 and 8 (arXiv:1905.07088); Song & Ermon 2019, section 2.1 (arXiv:1907.05600).
     """
@@ -120,7 +120,7 @@ class Sliced:
         return LossOutput(weighted.mean(), total.detach(), t, terms)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Nothing: its times do not learn from the losses."""
+        """Do nothing: the times do not depend on the losses."""
 
 
 def _signs(noise: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class SubVP:
     """The sub-VP SDE: the alpha of `LinearVP`, and less noise on the way, sigma = 1 - alpha^2.
 
     Args:
-        beta_min: beta at t = 0, per unit of t.
-        beta_max: beta at t = 1.
-        index_scale: what t is multiplied with for the network's time embedding.
+        beta_min: Beta at t = 0, per unit of t.
+        beta_max: Beta at t = 1.
+        index_scale: Factor of t in the network's time embedding.
 
     Source: Song et al. 2021, eq. 29 (arXiv:2011.13456).
     """

@@ -1,4 +1,4 @@
-"""Times that a batch is trained at, and the weights that keep the loss unbiased."""
+"""Times of a training batch, and the weights that keep the loss unbiased."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unveil.types import NoiseLevel
 
 
 class TimeSampler(Protocol):
-    """From uniform numbers to times of any process, with importance weights."""
+    """Map from uniform numbers to times of any process, with importance weights."""
 
     def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Times (B,) at which a network is trained, and what the losses there are multiplied with, both float64.
@@ -26,7 +26,7 @@ class TimeSampler(Protocol):
 
 
 class Uniform:
-    """Every time equally often."""
+    """Uniform distribution of times."""
 
     def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The process's own even spread, with weight 1."""
@@ -42,11 +42,11 @@ class Stratified:
     """One time in each of `strata` equal parts in turn: fewer chance gaps than independent times.
 
     Args:
-        strata: how many parts.
-        of: the distribution that is parted; None is the uniform one.
+        strata: Number of strata.
+        of: Distribution that is stratified; None: the uniform one.
 
     Raises:
-        RecipeError: fewer than one part.
+        RecipeError: strata is below 1.
 
     Source: Kingma et al. 2021, appendix I.1 (arXiv:2107.00630).
     """
@@ -70,14 +70,14 @@ class Stratified:
 class LogNormal:
     """log(sigma / alpha) normal: the same noise to signal under every process.
 
-    What lies beyond the ends of a process falls onto them; a table's nearest level is taken.
+    Values beyond the ends of a process are moved to the ends; of a table the nearest level is taken.
 
     Args:
-        location: mean of log(sigma / alpha), EDM's P_mean.
-        scale: its deviation, P_std.
+        location: Mean of log(sigma / alpha), EDM's P_mean.
+        scale: Deviation of log(sigma / alpha), EDM's P_std.
 
     Raises:
-        RecipeError: a scale that is not above 0.
+        RecipeError: The scale is not above 0.
 
     Source: Karras et al. 2022, table 1 (arXiv:2206.00364).
     """
@@ -97,11 +97,11 @@ class LogitNormal:
     Under rectified flow, unshifted, it is `LogNormal`: there sigma / alpha = t / (1 - t).
 
     Args:
-        location: mean of the logit; above 0 is noisier.
-        scale: its deviation.
+        location: Mean of the logit; a value above 0 is noisier.
+        scale: Deviation of the logit.
 
     Raises:
-        RecipeError: a scale that is not above 0.
+        RecipeError: The scale is not above 0.
 
     Source: Esser et al. 2024, eq. 19 (arXiv:2403.03206).
     """
@@ -119,11 +119,11 @@ class UniformLogSNR:
     """log(alpha / sigma) even between two ends, under any process.
 
     Args:
-        low: the noisy end; None is where the process ends.
-        high: the clean end; None is where training on the process ends.
+        low: Noisy end; None: the end of the process.
+        high: Clean end; None: the end of training on the process.
 
     Raises:
-        RecipeError: ends that do not rise; while drawing: an end that is not finite.
+        RecipeError: The ends do not rise, or an end is not finite when times are drawn.
 
     Source: Kingma & Gao 2023, section 3 (arXiv:2303.00848).
     """
@@ -147,9 +147,9 @@ class Importance:
     """Times in proportion to a density, and the weights that undo it: the loss of uniform times, with less spread.
 
     Args:
-        density: of a level, at whatever scale, positive; best is the loss's own deviation there, such as
-            g^2 / sigma^2 for `score_matching.likelihood`.
-        cells: pieces on which the density is taken as constant, which costs no bias.
+        density: Density of a level, positive, of any scale. The best is the loss's own deviation there, such as g^2 /
+            sigma^2 for `score_matching.likelihood`.
+        cells: Number of pieces on which the density is taken as constant; this causes no bias.
 
     Source: Song et al. 2021, section 5.1 (arXiv:2101.09258), inverted numerically for any process.
     """
@@ -163,7 +163,7 @@ class Importance:
         """The process's even spread at numbers drawn with the density, and 1 / density.
 
         Raises:
-            RecipeError: a density that is not positive and finite on the whole process.
+            RecipeError: The density is not positive and finite on the whole process.
         """
         del samples
         if self._shares is None or self._shares[0] is not process:
@@ -225,7 +225,7 @@ class SecondMoment:
         return {"history_table": self.history_table.clone(), "counts": self.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.history_table = state["history_table"].clone()
         self.counts = state["counts"].clone()
 

@@ -40,7 +40,7 @@ class Transition(NamedTuple):
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> Transition:
-    """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
+    """The step from level t to the cleaner level s; parts of x that are clean at t do not change."""
     ratio = t.alpha / s.alpha
     variance = elementary.square(t.sigma)
     beta = variance - elementary.square(ratio * s.sigma)
@@ -54,7 +54,7 @@ class Chain(Sequence[Transition]):
     """The transitions of a list of levels from noise to data, in the order in which they are sampled.
 
     Raises:
-        RecipeError: fewer than two levels, or levels that do not fall towards the data.
+        RecipeError: There are fewer than two levels, or the levels do not fall towards the data.
     """
 
     def __init__(self, levels: Sequence[NoiseLevel]) -> None:
@@ -81,7 +81,7 @@ class Chain(Sequence[Transition]):
         """The transitions that start at these levels, as tensors of level.t's shape.
 
         Raises:
-            RecipeError: a level that is not one of the chain's.
+            RecipeError: The level is not one of the chain's.
         """
         wanted = level.t
         rising = self.table.t.t.flip(0)
@@ -93,10 +93,10 @@ class Chain(Sequence[Transition]):
 
 
 def chain_of(process: object) -> Chain:
-    """The chain over every level of a discrete process, worked out once.
+    """The chain over every level of a discrete process, computed once.
 
     Raises:
-        RecipeError: a process of continuous time, which has no chain.
+        RecipeError: The process has continuous time, and so no chain.
     """
     if not isinstance(process, DiscreteVP):
         raise RecipeError(

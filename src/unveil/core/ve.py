@@ -1,4 +1,4 @@
-"""Variance-exploding processes: alpha = 1, and noise is added until it drowns the data."""
+"""Variance-exploding processes: alpha = 1, and noise is added until it dominates the data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from unveil.types import NoiseLevel
 class VE:
     """The variance-exploding SDE: sigma rises geometrically, from sigma_min at t = 0 to sigma_max at t = 1.
 
-    Times above 1 go on along the curve, where added noise may lead. The network is given sigma itself.
+    Times above 1, which added noise can reach, continue the curve. The network gets sigma itself.
 
     Args:
-        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
-        sigma_max: the noisiest, t = 1; about the largest distance between two samples of the data.
+        sigma_min: Cleanest level, t = 0; clean data is beyond it.
+        sigma_max: Noisiest level, t = 1; about the largest distance between two samples of the data.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max.
+        RecipeError: Not 0 < sigma_min < sigma_max.
 
     Source: Song et al. 2021, eq. 30 (arXiv:2011.13456); sigma_max: Song & Ermon 2020, section 3.1 (arXiv:2006.09011).
     """
@@ -46,7 +46,7 @@ class VE:
         """The time of a half log-SNR.
 
         Raises:
-            RecipeError: a level cleaner than sigma_min.
+            RecipeError: The level is cleaner than sigma_min.
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
@@ -63,23 +63,23 @@ class VE:
         return t.clamp(0, 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 
 @dataclass(frozen=True)
 class DiscreteVE:
-    """NCSN's noise levels: a geometric table, whose network is given a level's number, 0 the noisiest.
+    """NCSN's noise levels: a geometric table, whose network gets a level's number, 0 the noisiest.
 
-    Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VEPreconditioning`.
+    Number i is at t = 1 - i / (levels - 1); between the numbers the curve is that of `VE`.
 
     Args:
-        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
-        sigma_max: the noisiest, t = 1.
-        levels: how many, both ends included.
+        sigma_min: Cleanest level, t = 0; clean data is beyond it.
+        sigma_max: Noisiest level, t = 1.
+        levels: Number of levels, both ends included.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max, or fewer than 2 levels.
+        RecipeError: Not 0 < sigma_min < sigma_max, or there are fewer than 2 levels.
 
     Source: Song & Ermon 2019, section 4.2 (arXiv:1907.05600): 10 levels, 1 to 0.01.
     """
@@ -102,12 +102,12 @@ class DiscreteVE:
         """The time of a half log-SNR.
 
         Raises:
-            RecipeError: a level cleaner than sigma_min.
+            RecipeError: The level is cleaner than sigma_min.
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
     def timestep(self, level: NoiseLevel) -> Tensor:
-        """The number of the nearest level, 0 the noisiest: the network knows no other."""
+        """The number of the nearest level, 0 the noisiest; the network was trained on these only."""
         number = (1.0 - level.t) * (self.levels - 1)
         return number.round().clamp(0, self.levels - 1)
 
@@ -120,23 +120,23 @@ class DiscreteVE:
         return (t.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 
 @dataclass(frozen=True)
 class EDMProcess:
-    """Noise with sigma as its own clock: sigma = sigma_max t, so that dx/dsigma is a straight look at eps.
+    """Process with sigma as its time: sigma = sigma_max t, so that dx/dsigma is eps itself.
 
-    t = 0 is clean data. Times above 1 go on along the line, where churn may lead. The network is given sigma;
-    a preconditioning makes log(sigma) / 4 or another number of it.
+    t = 0 is clean data. Times above 1, which churn can reach, continue the line. The network gets sigma; a
+    preconditioning turns it into log(sigma) / 4 or another number.
 
     Args:
-        sigma_min: the cleanest level that grids and training use.
-        sigma_max: the noisiest, t = 1.
+        sigma_min: Cleanest level of schedules and training.
+        sigma_max: Noisiest level, t = 1.
 
     Raises:
-        RecipeError: not 0 < sigma_min < sigma_max.
+        RecipeError: Not 0 < sigma_min < sigma_max.
 
     Source: Karras et al. 2022, table 1 and eq. 4 (arXiv:2206.00364).
     """
@@ -170,7 +170,7 @@ class EDMProcess:
         return t.clamp(self.sigma_min / self.sigma_max, 1)
 
     def prior(self, level: NoiseLevel) -> Tensor:
-        """Sigma: the data is taken as 0 beside it."""
+        """Sigma: the data is negligible beside it."""
         return level.sigma
 
 
@@ -193,7 +193,7 @@ def _geometric_t(half_log_snr: Tensor | float, low: float, high: float) -> Tenso
     if bool(beyond.any()):
         raise RecipeError(
             f"log(alpha / sigma) = {half_log_snr[beyond][0]}: this schedule ends at {-math.log(low):.4g}, "
-            f"sigma = {low:g}; clean data, where a grid may end, lies beyond"
+            f"sigma = {low:g}; clean data, where a schedule may end, lies beyond"
         )
     return t.clamp(min=0)
 

@@ -143,30 +143,30 @@ def hold_conditioning(run: SamplingRun, model: Model, latents: Tensor, until: Te
     latest = float(until.max())
     if latest == 0:
         return replace(run, plan=CoefficientTable([]), x=latents)
-    noise, grid = run.noise(START), run.schedule
+    noise, schedule = run.noise(START), run.schedule
     if latest < 1:
-        grid, x = inverse.sdedit(grid, latents, noise, latest)
+        schedule, x = inverse.sdedit(schedule, latents, noise, latest)
     else:
         held = (until < 1).to(latents.device)  # not every device has float64
-        x = torch.where(held, inverse.add_noise(grid[0], latents, noise), run.start())
-    run = replace(run, schedule=schedule_with_release_times(grid, until), x=x)
+        x = torch.where(held, inverse.add_noise(schedule[0], latents, noise), run.start())
+    run = replace(run, schedule=schedule_with_release_times(schedule, until), x=x)
     if getattr(model.denoiser.network, "takes_token_levels", False):
         process = run.schedule.process  # of this size: the model's own is of the size that it was trained for
         return run.wrap_denoiser(lambda step: inverse.per_token_conditioning(step, process, latents, until))
     return run.wrap_denoiser(lambda step: inverse.replace_known(step, latents, until))
 
 
-def schedule_with_release_times(grid: Schedule, until: Tensor) -> Schedule:
+def schedule_with_release_times(schedule: Schedule, until: Tensor) -> Schedule:
     """Return the schedule with noise levels at the release times, so that strengths do not depend on the steps.
 
     The schedule of a discrete process is returned as it is.
     """
-    if isinstance(grid.process, DiscreteVP):
-        return grid
-    times = [float(level.t) for level in grid]
+    if isinstance(schedule.process, DiscreteVP):
+        return schedule
+    times = [float(level.t) for level in schedule]
     new = lambda t: times[-1] < t < times[0] and min(abs(t - time) for time in times) > 1e-6  # noqa: E731
-    levels = [*grid, *(grid.process.at(t) for t in until.unique().tolist() if new(t))]
-    return Schedule(grid.process, sorted(levels, key=lambda level: float(level.t), reverse=True))
+    levels = [*schedule, *(schedule.process.at(t) for t in until.unique().tolist() if new(t))]
+    return Schedule(schedule.process, sorted(levels, key=lambda level: float(level.t), reverse=True))
 
 
 def to_latent_resolution(until: Tensor, shape: Sequence[int], step: TemporalCompression) -> Tensor:

@@ -54,7 +54,7 @@ class GenerateOptions(TypedDict, total=False):
         negative_cond: Conditions to guide away from, by key.
         num_inference_steps: Number of sampling steps, as `steps`.
         sampler: Name in `samplers.sampler_specs`.
-        schedule: Noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
+        schedule: Noise schedule: a name in `schedules.SCHEDULES`, a respacing string, or falling times.
         threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
         eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.
         sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
@@ -413,7 +413,7 @@ class Model(nn.Module):
         shape = self.shape if isinstance(self.autoencoder, Identity) else self.autoencoder.latent_shape(self.shape)
         return SamplingRun(
             schedule=settings.levels(self.process),
-            make_plan=lambda grid: settings.plan(grid, self.variance, cond_grad),
+            make_plan=lambda schedule: settings.plan(schedule, self.variance, cond_grad),
             make_guided_denoiser=lambda condition, null: self._guided(settings, condition, null, count, cond_grad),
             condition=condition,
             null=null,

@@ -168,7 +168,7 @@ def load_latent_autoencoder(path: Path | str) -> AutoencoderKL | VQModel:
     """Load the autoencoder of a folder, frozen: a saved autoencoder, or that of a latent diffusion model.
 
     Raises:
-        WeightsError: As `load_autoencoder` and `load_model`, or a model of pixels.
+        WeightsError: As in `load_autoencoder` and `load_model`, or the model is one of pixels.
     """
     described = resolve_checkpoint(path) / "model.yaml"
     if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):

@@ -76,7 +76,7 @@ def exact_match(
     A target with a token that the model does not know is never written.
 
     Raises:
-        RecipeError, ShapeError: As `translate`.
+        RecipeError, ShapeError: As in `translate`.
     """
     sources = [pair.source for pair in pairs]
     written = translate(model, sources, beams=beams, length_power=length_power, batch=batch)
@@ -91,7 +91,7 @@ def attention_maps(model: SequenceModel, source: str, target: str) -> Translatio
     """Return the attention weights of each head for a source and a target text, in one pass over both.
 
     Raises:
-        RecipeError, ShapeError: As `translate`.
+        RecipeError, ShapeError: As in `translate`.
     """
     ((_, read, mask),) = _batches(model, [source], 1)
     written = [BEGIN, *model.target.encode(target)]

@@ -27,13 +27,13 @@ def vae_scale_factor(model: Model) -> int:
 
 
 class TemporalCompression(NamedTuple):
-    """Grouping of the frames of a video: the first `alone` each have latents, then every `step` frames share some.
+    """Grouping of the frames of a video: each of the first frames has its own latents, later groups share theirs.
 
     Attributes:
-        alone: Number of frames at the beginning that share no latents.
-        step: Number of frames of a group; without an autoencoder, number of frames of one token.
-        latents: Number of latents of a group.
-        first: Number of latents of each frame at the beginning.
+        leading_frames: Number of frames at the beginning that share no latents.
+        stride: Number of frames of a group; without an autoencoder, number of frames of one token.
+        latents_per_stride: Number of latents of a group.
+        latents_per_leading_frame: Number of latents of each frame at the beginning.
     """
 
     leading_frames: int

@@ -58,10 +58,10 @@ def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None,
     """Attention weights of queries to keys: (B, H, N, M); each row sums to 1, or is 0 if nothing may be attended to.
 
     Args:
-        mask, causal: As in `attend`.
+        mask, causal: Mask and causality, as in `attend`.
 
     Raises:
-        ShapeError: As `scaled_dot_product_attention`.
+        ShapeError: As in `scaled_dot_product_attention`.
     """
     return _weights(query, repeat_kv(key, query.shape[1]), _allowed(query, key, mask, causal))
 
@@ -250,7 +250,7 @@ class Attention(nn.Module):
         """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
 
         Args:
-            mask, causal: As in `attend`.
+            mask, causal: Mask and causality, as in `attend`.
             rotary: The positions of x, of these N tokens alone where a cache holds others.
             cache: Earlier tokens, which x follows and joins. If there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.

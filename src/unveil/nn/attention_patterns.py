@@ -75,7 +75,7 @@ class AttentionGroups:
     Args:
         packing: Position of each video's tokens in the rows.
         grids: Grids of the clips, in the packing's order.
-        pattern, number, window, causal: As `visible` takes them.
+        pattern, number, window, causal: Settings of the pattern, as in `visible`.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class AutoencoderConfig:
         attention: Rates of the levels with self-attention after each block.
         middle: Blocks with attention between them at the smallest resolution, or the blocks alone.
         moments: 2 for a mean and a logarithm of a variance, 1 for a code.
-        dropout: In each residual block.
+        dropout: Dropout probability in each residual block.
         norm: Over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
             (pixel) or by their mean square alone (rms).
         groups: Number of groups of normalisations of the first kind.

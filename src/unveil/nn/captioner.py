@@ -46,7 +46,7 @@ class CaptionerConfig:
         hidden_size, heads: Width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
         max_length: Words of a caption at most, begin and end included.
-        dropout: In training.
+        dropout: Dropout probability in training.
 
     Raises:
         RecipeError: Settings that do not fit together.

@@ -36,12 +36,12 @@ class NoisyClassifierConfig:
         heads, head_channels: Number and width of the heads of its attention; pooling by attention has the same width
             per head.
         attention_order: Attention order of the encoder's attention; that of the pooling is always `qkv-first`.
-        modulation, resample: Modulation and resampling of the encoder's blocks.
+        time_scale_shift, resample: Modulation and resampling of the encoder's blocks.
         pool: `attention` from the mean of the smallest features to all of them; `adaptive` their mean; `spatial` and
             `spatial_v2` the means of every block's features, through a hidden layer (the second with normalisation).
         hidden: Width of that layer.
         groups: Number of groups of every normalisation.
-        dropout: In residual blocks, in training.
+        dropout: Dropout probability in residual blocks, in training.
 
     Raises:
         RecipeError: Settings that do not fit together.

@@ -106,7 +106,7 @@ class ControlNet(UNetEncoder):
         """One tensor for each place of the U-Net's stack, and that of its middle last.
 
         Args:
-            x, t: As the U-Net is given them.
+            x, t: Noisy samples and time inputs of the U-Net.
             condition: Condition, as the U-Net's, with a control image (B, hint_channels, H * factor, W * factor) in [0,
                 1].
             features: Result of `control_features` in an earlier call; None: computed here.

@@ -78,7 +78,7 @@ def sampled(
         Sequences with the log-probability that the model itself gives them.
 
     Raises:
-        ShapeError, RecipeError: As `greedy`, or a setting outside its range.
+        ShapeError, RecipeError: As in `greedy`, or a setting is outside its range.
 
     Source: mass: Holtzman et al. 2019, section 3.1 (arXiv:1904.09751).
     """
@@ -115,7 +115,7 @@ def beam(
         length_power: 0 favours short sequences; 1 compares nearly the mean of a token.
 
     Raises:
-        ShapeError, RecipeError: As `greedy`, or a setting outside its range.
+        ShapeError, RecipeError: As in `greedy`, or a setting is outside its range.
 
     Source: Wu et al. 2016, eq. 14 without coverage (arXiv:1609.08144); 4 and 0.6: Vaswani et al. 2017, section 6.1.
     """

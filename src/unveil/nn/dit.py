@@ -57,8 +57,7 @@ class DiTConfig:
         norm_eps, mlp_norm_eps: Epsilons of the normalisations, and of those before the MLPs (1e-5 in diffusers'
             folders).
         concat_channels: Channels of `condition.concat`, concatenated to x.
-        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
-            more time.
+        gradient_checkpointing: Recomputation of the activations of blocks in training: less memory, a third more time.
 
     Raises:
         RecipeError: Settings that do not fit together.

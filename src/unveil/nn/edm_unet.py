@@ -252,9 +252,9 @@ class SongUNetConfig:
         combine: Combination of the input with the features in a `skip` encoder: by `sum`, or `cat` beside the features.
         filter: Filter through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
             and in a `residual` encoder a strided convolution in its place.
-        resample: In `residual` blocks, or without weights (`pool`).
+        resample: Resampling in `residual` blocks, or without weights (`pool`).
         branch_weight: Branch weight of a sum of two branches.
-        dropout: In residual blocks, in training.
+        dropout: Dropout probability in residual blocks, in training.
         augment_dim: Number of values that describe how x was augmented in training; 0: none.
         concat_channels: Channels of `condition.concat`, concatenated to x.
 
@@ -318,13 +318,13 @@ class DhariwalUNetConfig:
 
     Args:
         in_channels, out_channels: Numbers of channels of x and of the result.
-        channels: Levels have multiplier * model_channels.
+        model_channels: Number of channels of the U-Net; a level has its multiplier times this number.
         channel_mult: One per level, finest first.
         num_res_blocks: Residual blocks per level on the way down (one more on the way up).
         attention: Rates of the levels with self-attention after each block; the middle always has it.
         head_channels: Channels of an attention head.
         embedding_multiplier: Width of the time embedding, and of a condition's vector, in `model_channels`.
-        dropout: In residual blocks, in training.
+        dropout: Dropout probability in residual blocks, in training.
         augment_dim: Number of values that describe how x was augmented in training; 0: none.
         concat_channels: Channels of `condition.concat`, concatenated to x.
 

@@ -126,7 +126,7 @@ class LoraLayer(nn.Module):
 
     Attributes:
         weights: Weights of each LoRA by name, 0 for one that is off.
-        silent: Nothing is added for the moment, whatever the weights.
+        disabled: True if nothing is added for the moment, for any weights.
         original: The weight before the additions were merged into it, None while they are not.
     """
 

@@ -406,11 +406,11 @@ class UNetEncoder(nn.Module):
         """The first half's results.
 
         Args:
-            x, t, condition: As the U-Net's.
+            x, t, condition: Inputs of the U-Net.
             hint: Added to what the first convolution makes of x, and of its shape.
 
         Raises:
-            ShapeError: As the U-Net.
+            ShapeError: As in the U-Net.
         """
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:

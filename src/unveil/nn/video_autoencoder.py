@@ -81,7 +81,7 @@ class CausalConv(nn.Conv3d):
 
     Args:
         kernel: Frames, an odd number or 1, and pixels a side, an odd number.
-        stride: In time; 2 halves the frames after the first.
+        stride: Stride in time; 2 halves the frames after the first.
     """
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:

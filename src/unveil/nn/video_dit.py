@@ -54,8 +54,7 @@ class VideoDiTConfig:
             time after the start; 0: none, so that only relative positions are known.
         rope_theta: Base of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
         qk_norm: Normalisation of queries and keys.
-        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
-            more time.
+        gradient_checkpointing: Recomputation of the activations of blocks in training: less memory, a third more time.
 
     Raises:
         RecipeError: Settings that do not fit together.
@@ -189,7 +188,7 @@ class VideoDiT(nn.Module):
     """The denoising network of clips and images: (x, t, condition) to a tensor of x's size with `out_channels`.
 
     Attributes:
-        takes_token_levels: t may differ between the parts of a sample.
+        takes_token_levels: True: t may differ between the parts of a sample.
     """
 
     takes_token_levels = True

@@ -139,7 +139,7 @@ class ViT(nn.Module):
         Images of another size than the positions were learned for get them interpolated.
 
         Raises:
-            ShapeError: As `forward`.
+            ShapeError: As in `forward`.
         """
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads (B, {self.config.channels}, H, W)")

@@ -94,8 +94,8 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
         rules: dict[str, Callable[..., Any]] = {**VARIANCES}
         parts.append(("variance", rules[recipe.variance]))
     parts.append(("sampler", sampler))
-    if isinstance(recipe.sample.schedule, str) and recipe.sample.schedule in schedules.GRIDS:
-        parts.append(("grid", schedules.GRIDS[recipe.sample.schedule]))
+    if isinstance(recipe.sample.schedule, str) and recipe.sample.schedule in schedules.SCHEDULES:
+        parts.append(("schedule", schedules.SCHEDULES[recipe.sample.schedule]))
     parts += _guidance_parts(recipe.sample.guidance)
     if recipe.sample.threshold != "none":
         parts.append(("clip", guidance.clip_static if recipe.sample.threshold == "static" else guidance.clip_dynamic))

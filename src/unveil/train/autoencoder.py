@@ -345,7 +345,7 @@ def fit_autoencoder(
         RecipeError: Settings that cannot work, or a folder with a run of another recipe.
         WeightsError: Weights of the perceptual network that are missing or damaged.
         ShapeError: Images of another shape than the recipe's.
-        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
     """
     if (
         isinstance(codec, VQModel)

@@ -79,7 +79,7 @@ def fit_captioner(
 
     Raises:
         RecipeError: Items without captions, captions longer than the network writes, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
     batching = recipe.train.batching

@@ -298,7 +298,7 @@ def fit_classifier(
 
     Raises:
         RecipeError: Images without labels, a label that the network has no output for, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
     """
     spent = time.process_time()
     learner, test = _prepared(config, dataset, held_out)

@@ -306,7 +306,7 @@ def value_of(item: Item, key: str, index: int) -> Any:
     """Return the value of an item under a key or the other name of that key.
 
     Raises:
-        RecipeError: nothing; names the nearest key.
+        RecipeError: The item has no such key; the error names the nearest one.
     """
     if key not in item and key in ALSO:
         key = ALSO[key]

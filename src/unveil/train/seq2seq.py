@@ -234,8 +234,8 @@ def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
         run: The folder; new, or one of the same recipe.
 
     Raises:
-        RecipeError, DataError: As `train_sequence`; or a folder with a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
+        RecipeError, DataError: As in `train_sequence`, or the folder contains a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
     """
     spent = time.process_time()
     learner, held_out = _prepared(recipe)

@@ -112,7 +112,7 @@ def learn(
         lengths: Tokens of each item, where a step has a number of tokens.
 
     Raises:
-        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: As `fit`.
+        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: As in `fit`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     steps = _steps(config, lengths, len(dataset), world)

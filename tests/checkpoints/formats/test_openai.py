@@ -137,7 +137,7 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler", "steps", "grid"),
+    ("name", "sampler", "steps", "schedule"),
     [
         ("64x64_diffusion", "ancestral", 250, "250"),
         ("128_512_upsampler", "ancestral", 250, "250"),
@@ -146,9 +146,9 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
         ("cd_imagenet64_lpips", "consistency", 1, "uniform-log-snr"),
     ],
 )
-def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, grid):
+def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, schedule):
     sample = next(openai.release(files) for files in FILES if name in files).model_config().sample
-    assert (sample.sampler, sample.steps, sample.schedule, sample.threshold) == (sampler, steps, grid, "static")
+    assert (sample.sampler, sample.steps, sample.schedule, sample.threshold) == (sampler, steps, schedule, "static")
     fewer = sample.changed({"steps": 2})
     process = next(openai.release(files) for files in FILES if name in files).model_config().process.build()
     assert len(fewer.levels(process)) == 3

@@ -1,4 +1,4 @@
-"""Functions from steps to a step: they compose left to right, in the order written."""
+"""Guidance as functions of denoisers that return a denoiser; they compose from left to right, in the order written."""
 
 from unveil.core.denoiser import clip_dynamic, clip_static
 from unveil.core.guidance.apg import Momentum, apg, cfg_zero

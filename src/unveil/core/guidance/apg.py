@@ -1,4 +1,4 @@
-"""Classifier-free guidance with the part of its difference that does harm taken out: APG and CFG-Zero*."""
+"""Classifier-free guidance without the harmful part of its difference: APG and CFG-Zero*."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from unveil.types import NoiseLevel, like
 
 
 class Momentum:
-    """The running sum of APG's differences: what one run remembers. Make one for each run.
+    """Running sum of APG's differences, the state of one run. Make one for each run.
 
-    A call continues the sum of the call at the next noisier level. So a corrector's second call at a level replaces
-    the first, a jump back to noisier levels takes up what was there, and a run that starts over starts from nothing.
+    A call continues the sum of the call at the next noisier level. So a corrector's second call at a level replaces the
+    first. A jump back to noisier levels continues the sum of those levels. A run that starts again starts from 0.
 
     Args:
-        beta: share of the earlier sum, inside (-1, 1); the paper's are negative, which damps what repeats.
+        beta: Share of the earlier sum, inside (-1, 1). The paper's values are negative and damp what repeats.
 
     Raises:
-        RecipeError: beta outside (-1, 1).
+        RecipeError: beta is outside (-1, 1).
     """
 
     def __init__(self, beta: float = -0.5) -> None:
@@ -56,18 +56,18 @@ def apg(
 ) -> DenoiseFn:
     """Adaptive projected guidance: the difference in x0, damped, bounded, and mostly across the conditional x0.
 
-    The part along the conditional x0 is what saturates colours. With parallel = 1 and nothing else it is `cfg`.
+    The part along the conditional x0 saturates colours. With parallel = 1 and no other option this is `cfg`.
 
     Args:
-        conditional: with the condition.
-        null: without it.
-        scale: as in `cfg`; 1 is none, and does not call the null step.
-        parallel: share kept of the part along the conditional x0 (the paper's eta).
-        radius: the difference is at most so long, over all of a sample's numbers (the paper's r: 2.5 to 20).
-        momentum: of this run; None remembers nothing.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition.
+        scale: Guidance scale, as in `cfg`; 1 is no guidance and does not call the null step.
+        parallel: Share of the part along the conditional x0 that is kept (the paper's eta).
+        radius: Maximum norm of the difference over all numbers of a sample (the paper's r: 2.5 to 20).
+        momentum: Momentum of this run; None: no momentum.
 
     Raises:
-        RecipeError: a radius that is not positive.
+        RecipeError: The radius is not positive.
 
     Source: Sadat et al. 2024, algorithm 1 (arXiv:2410.02416).
     """
@@ -100,18 +100,18 @@ def cfg_zero(
     still_from: float = 1.0,
     of: Prediction = prediction.flow,
 ) -> DenoiseFn:
-    """CFG-Zero*: the null velocity scaled to fit the conditional one, and none at all in the first steps.
+    """CFG-Zero*: the null velocity is scaled to fit the conditional one; in the first steps the velocity is 0.
 
-    Where the velocity is set to 0 neither step is called, and x stays as it is: the first guess of a flow model is
-    worse than none.
+    If the velocity is set to 0, neither step is called and x does not change. The first guess of a flow model is worse
+    than none.
 
     Args:
-        conditional: with the condition.
-        null: without it.
-        scale: as in `cfg`.
-        still_from: levels of t at and above have velocity 0; 1.0 is the first call of a grid that starts at t = 1,
-            the paper's 4 % of the steps is 0.96. Above 1 there is none.
-        of: the quantity that is guided, the paper's velocity; `prediction.eps` for models of noise.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition.
+        scale: Guidance scale, as in `cfg`.
+        still_from: Time t from which the velocity is 0, inclusive. 1.0 is the first call of a schedule that starts at t
+            = 1. The paper's 4 % of the steps is 0.96. A value above 1 switches this off.
+        of: Quantity that is guided: the paper's velocity, or `prediction.eps` for models that predict noise.
 
     Source: Fan et al. 2025, eq. 8 and algorithm 1 (arXiv:2503.18886).
     """
@@ -133,7 +133,7 @@ def cfg_zero(
 
 
 def _noised(x0: Tensor, level: NoiseLevel) -> Tensor:
-    """X0 with 0 in the place of parts that are clean already, which guidance must not move."""
+    """x0 with 0 in the parts that are already clean, which guidance must not move."""
     return x0 if not level.sigma.ndim else x0 * like((level.sigma > 0).to(torch.float64), x0)
 
 

@@ -1,4 +1,4 @@
-"""Number of network calls of a guidance: the executor's choice, which changes no result."""
+"""Number of network calls of a guidance. The choice changes no result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
 
 
 def memoized(step: DenoiseFn) -> DenoiseFn:
-    """The step, called once where several parts of a guidance ask for the same x and level.
+    """Return the step with its last result cached: several parts of a guidance use one call at the same x and level.
 
     With `step = memoized(model.denoise_fn(condition))`, `rescale(cfg(step, null, 5), step)` makes two calls instead of
     three.
@@ -41,25 +41,25 @@ def memoized(step: DenoiseFn) -> DenoiseFn:
 def should_batch(device: torch.device, count: int) -> bool:
     """Return True if condition and null of `count` samples are faster in one call; `benchmarks/guidance_call.py`.
 
-    A small batch leaves parts of a machine idle. A CPU is full at a few samples, and two calls then move less
-    memory through its caches.
+    A small batch leaves parts of a machine idle. A few samples saturate a CPU, and two calls then move less memory
+    through its caches.
     """
     return device.type != "cpu" or count <= FEW
 
 
 def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[DenoiseFn]:
-    """A step per condition, which share one call of the network with a batch of all of them.
+    """Return one step per condition; they share one call of the network with a batch of all conditions.
 
-    `cfg(*batch_cond_uncond(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first
-    step used on its own calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
+    `cfg(*batch_cond_uncond(denoiser, condition, null), scale=4.0)` makes one call; two separate steps make two. If only
+    the first step is used, it calls the network with its own rows. This is so in `cfg` with scale 1, and in `interval`
     outside of its range. Tokens of different lengths are padded, with a mask that hides the padding.
 
     Args:
-        denoiser: such as `model.denoiser`.
-        conditions: each with one row per sample.
+        denoiser: Denoiser, such as `model.denoiser`.
+        conditions: Conditions, each with one row per sample.
 
     Raises:
-        ShapeError: conditions that do not use the same routes.
+        ShapeError: The conditions do not use the same routes.
     """
     together = joined(conditions)
     seen = _Seen()
@@ -85,7 +85,7 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
 
 
 class _Seen:
-    """The x and the level of the last call. An x that was written to since is another one."""
+    """The x and the level of the last call. An x that was written to since counts as another one."""
 
     def __init__(self) -> None:
         self._x: Tensor | None = None
@@ -93,7 +93,7 @@ class _Seen:
         self._version: tuple[int, bool, bool] | None = None
 
     def again(self, x: Tensor, level: NoiseLevel) -> bool:
-        """Return True if this is the last call once more."""
+        """Return True if this x and level are those of the last call."""
         version = self._of(x)
         if x is not self._x or version is None or version != self._version or self._level is None:
             return False
@@ -102,7 +102,7 @@ class _Seen:
         return all(a is b for a, b in pairs)
 
     def set(self, x: Tensor, level: NoiseLevel) -> None:
-        """This is the last call now."""
+        """Record this x and level as those of the last call."""
         self._x, self._level, self._version = x, level, self._of(x)
 
     @staticmethod
@@ -120,7 +120,7 @@ def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
 
 
 def repeated(level: NoiseLevel, count: int, size: int) -> NoiseLevel:
-    """The level of a batch that holds each sample `count` times."""
+    """The level of a batch that contains each sample `count` times."""
 
     def repeat(value: Tensor) -> Tensor:
         return torch.cat([value] * count) if value.ndim > 0 and len(value) == size > 1 else value
@@ -149,7 +149,7 @@ def joined(conditions: Sequence[Condition]) -> Condition:
 
 
 def _padded(conditions: Sequence[Condition]) -> list[Condition]:
-    """The same conditions with tokens of the longest one's length, and a mask each where one is needed."""
+    """The same conditions with tokens padded to the longest one, and a mask for each that needs one."""
     lengths = {condition.tokens.shape[1] for condition in conditions if condition.tokens is not None}
     masked = [condition.mask is not None for condition in conditions]
     if len(lengths) < 2 and all(masked) == any(masked):

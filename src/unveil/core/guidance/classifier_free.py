@@ -1,4 +1,4 @@
-"""Guidance by the difference of two estimates, and where in a run it acts."""
+"""Guidance by the difference of two estimates, and its interval within a run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from unveil.types import NoiseLevel, like
 def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int | None = None) -> DenoiseFn:
     """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 means no guidance.
 
-    Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative
-    prompt is another condition in the place of null. Where the scale is 1 the null step is not called.
+    Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative prompt is
+    another condition instead of null. If the scale is 1, the null step is not called.
 
     Args:
-        conditional: with the condition.
-        null: without it, or with what to avoid.
-        scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
-        channels: guide only that many of the first channels (axis 1), the rest stay conditional: DiT does 3 of 4.
+        conditional: Denoiser with the condition.
+        null: Denoiser without the condition, or with the negative condition.
+        scale: Guidance scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
+        channels: Number of the first channels (axis 1) that are guided; the rest stay conditional. DiT guides 3 of 4.
 
     Raises:
-        RecipeError: channels below 1.
+        RecipeError: channels is below 1.
 
     Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
     """
@@ -58,11 +58,11 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
 def multi_condition(steps: Sequence[DenoiseFn], scales: Sequence[Scale]) -> DenoiseFn:
     """Conditions added one after the other, each with its own scale: s0 + sum of scales[i] (s[i + 1] - s[i]).
 
-    InstructPix2Pix is `nested([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is 0 are
-    not called.
+    InstructPix2Pix is `multi_condition([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is
+    0 are not called.
 
     Raises:
-        RecipeError: not one scale for each step after the first.
+        RecipeError: The number of scales is not the number of steps after the first.
 
     Source: Brooks et al. 2023, eq. 3 (arXiv:2211.09800).
     """
@@ -80,7 +80,7 @@ def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequenc
     """Independent conditions at once: null + sum of scales[i] (conditionals[i] - null); a negative one is a "not".
 
     Raises:
-        RecipeError: not one scale for each condition.
+        RecipeError: The number of scales is not the number of conditions.
 
     Source: Liu et al. 2022, eq. 11 (arXiv:2206.01714).
     """
@@ -95,7 +95,7 @@ def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequenc
 
 
 def autoguidance(strong: DenoiseFn, weak: DenoiseFn, scale: Scale) -> DenoiseFn:
-    """Away from a weaker model - smaller, or trained for less time - of the same task and condition.
+    """Guidance away from a weaker model (smaller, or trained for less time) of the same task and condition.
 
     Source: Karras et al. 2024, eq. 3 (arXiv:2406.02507).
     """
@@ -108,14 +108,14 @@ def interval(
     """The guided step at levels from low to high, both included, and the plain one elsewhere.
 
     Args:
-        guided: any guidance.
-        plain: the same without it, usually the conditional step.
-        low: of t in [0, 1], or of log(alpha / sigma).
-        high: above low.
-        of: what low and high are numbers of.
+        guided: Denoiser with any guidance.
+        plain: Denoiser without the guidance, usually the conditional step.
+        low: Lower end, of t in [0, 1] or of log(alpha / sigma).
+        high: Upper end, above low.
+        of: Quantity of low and high.
 
     Raises:
-        RecipeError: low is not below high, or an interval of t outside [0, 1].
+        RecipeError: low is not below high, or an interval of t is outside [0, 1].
 
     Source: Kynkaanniemi et al. 2024, eq. 5 (arXiv:2404.07724), which counts in sigma / alpha.
     """
@@ -141,13 +141,13 @@ def rescale(
     """The guided estimate with the deviation of the conditional one, which strong guidance overshoots.
 
     Args:
-        guided: such as `cfg(conditional, null, 7.5)`.
-        conditional: what it guides; wrap it in `once` to call the network once for both.
+        guided: Guided denoiser, such as `cfg(conditional, null, 7.5)`.
+        conditional: Conditional denoiser that it guides; wrap it in `once` to call the network once for both.
         amount: 0 changes nothing, 1 gives each sample exactly the conditional deviation.
-        of: the quantity whose deviation is kept. The paper's is v, which means the same under every process.
+        of: Quantity whose deviation is kept. The paper's is v, which has the same meaning under every process.
 
     Raises:
-        RecipeError: amount outside [0, 1].
+        RecipeError: amount is outside [0, 1].
 
     Source: Lin et al. 2023, eq. 15 and 16 (arXiv:2305.08891).
     """
@@ -165,7 +165,7 @@ def rescale(
 
 
 def lerp_estimates(start: Estimate, end: Estimate, weight: Tensor, x: Tensor) -> Estimate:
-    """From one estimate to the other, by a share that may differ per sample and channel."""
+    """Interpolate between two estimates, by a share that may differ per sample and channel."""
     if not weight.ndim:
         return start.towards(end, weight.item())
     share = like(weight, x)
@@ -189,7 +189,7 @@ def _per_channel(weight: Tensor, x: Tensor, channels: int | None) -> Tensor:
 
 
 def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Tensor], x: Tensor, level: NoiseLevel) -> Estimate:
-    """The sum of weighted estimates; weights sum to 1, so that x = alpha x0 + sigma eps goes on holding."""
+    """Weighted sum of estimates; the weights sum to 1, so that x = alpha x0 + sigma eps remains true."""
     used = [(step, w) for step, w in zip(steps, weights, strict=True) if w.ndim or w != 0]
     if len(used) == 1:
         return used[0][0](x, level)

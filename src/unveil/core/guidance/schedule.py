@@ -21,17 +21,17 @@ Scale = float | Tensor | Schedule
 
 
 def scale_at(scale: Scale, level: NoiseLevel) -> Tensor:
-    """The number that a scale stands for at this level."""
+    """Return the value of a scale at this level."""
     return elementary.as_tensor(scale(level) if callable(scale) else scale)
 
 
 def constant(scale: float) -> Schedule:
-    """The same at every level."""
+    """The same scale at every level."""
     return lambda level: elementary.scalar(scale)
 
 
 def linear(scale: float) -> Schedule:
-    """None at t = 1, rising to the data; over evenly spaced steps the mean weight is that of `constant`.
+    """No guidance at t = 1, rising linearly to the data; over even steps the mean weight is that of `constant`.
 
     Source: Wang et al. 2024, section 4.1, "linear" (arXiv:2404.13040).
     """
@@ -39,7 +39,7 @@ def linear(scale: float) -> Schedule:
 
 
 def cosine(scale: float) -> Schedule:
-    """None at t = 1, rising along a cosine; over evenly spaced steps the mean weight is that of `constant`.
+    """No guidance at t = 1, rising along a cosine; over even steps the mean weight is that of `constant`.
 
     Source: Wang et al. 2024, section 4.1, "cosine" (arXiv:2404.13040).
     """
@@ -47,10 +47,10 @@ def cosine(scale: float) -> Schedule:
 
 
 def power_cosine(scale: float, power: float = 4.0) -> Schedule:
-    """None at t = 1, the whole scale at the data; a larger power rises later.
+    """No guidance at t = 1, the whole scale at the data; with a larger power it rises later.
 
     Raises:
-        RecipeError: a power that is not positive.
+        RecipeError: The power is not positive.
 
     Source: Gao et al. 2023, section 4.3 (arXiv:2303.14389), "pcs" of Wang et al. 2024.
     """

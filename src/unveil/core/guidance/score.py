@@ -1,9 +1,9 @@
-"""Guidance by the gradient of a score of x: a classifier, a regressor, a likeness.
+"""Guidance by the gradient of a score of x: a classifier, a regressor, a similarity.
 
 A score goes into a sampler by one of the two forms of Dhariwal & Nichol 2021 (arXiv:2105.05233):
 
-    ancestral(grid, shift=gradient(score, 2.0))     # algorithm 1: the mean moves by the variance times the gradient
-    steer(step, gradient(score, 2.0))               # algorithm 2: eps - sigma gradient, for any sampler
+    ancestral(schedule, shift=gradient(score, 2.0))  # algorithm 1: the mean moves by the variance times the gradient
+    shift_eps(step, gradient(score, 2.0))            # algorithm 2: eps - sigma gradient, for any sampler
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Score = Callable[[Tensor, NoiseLevel], Tensor]
 
 
 def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
-    """The step whose noise is eps - sigma shift(x, level): the score of the data times what the shift stands for.
+    """Return the step whose noise is eps - sigma shift(x, level): its score is that of the data plus the shift.
 
-    Where alpha = 0 x holds nothing whose gradient could say where x0 is, and the estimate stays as it is: begin the
-    grid just below, where it matters.
+    Where alpha = 0, x contains no information on x0, and the estimate does not change. Begin the schedule just below,
+    if this matters.
 
     Args:
-        step: the step to guide.
-        shift: the gradient of log p(y | x), as `gradient` gives it.
+        step: Denoiser to guide.
+        shift: Gradient of log p(y | x), as `gradient` computes it.
 
     Source: Dhariwal & Nichol 2021, algorithm 2 and eq. 14 (arXiv:2105.05233).
     """
@@ -57,17 +57,17 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
 
 
 def gradient(score: Score, scale: Scale = 1.0) -> Shift:
-    """The score's gradient in x, times the scale: what `steer` and the ancestral sampler's shift take.
+    """Return the gradient of the score in x, times the scale, for `shift_eps` and for the ancestral sampler's shift.
 
-    Gradients are switched on for it, wherever it is called.
+    It enables gradients itself.
 
     Args:
-        score: larger is better; what one sample scores must not depend on the others.
+        score: Score of each sample; larger is better. It must not depend on the other samples.
         scale: 1 is Bayes' rule where the score is log p(y | x).
 
     Raises:
-        RecipeError: when called, a score that does not depend on x.
-        ShapeError: when called, a score that is not one number per sample.
+        RecipeError: The score does not depend on x. Raised by the returned function.
+        ShapeError: The score is not one number per sample. Raised by the returned function.
     """
 
     def shift(x: Tensor, level: NoiseLevel) -> Tensor:
@@ -80,7 +80,7 @@ def gradient(score: Score, scale: Scale = 1.0) -> Shift:
 
 
 def on_estimate(step: DenoiseFn, score: Score) -> Score:
-    """A score of clean images, taken of the x0 that the step sees in x; its gradient goes through the network.
+    """Score of clean images, evaluated at the step's estimate of x0; its gradient goes through the network.
 
     Source: Bansal et al. 2023, eq. 6 (arXiv:2302.07121).
     """
@@ -96,11 +96,11 @@ def log_probability(
         classifier: (x, level) -> logits (B, K). A network that is given an index is
             `lambda x, level: network(x, denoiser.timestep(level, x))`.
         labels: (B,) or (1,), whole numbers below K.
-        shape: of one image that the classifier reads, if it reads one only.
+        shape: Shape of one image of the classifier, if the classifier accepts only one.
 
     Raises:
-        ShapeError: when called, images of another shape, or logits that do not fit.
-        RecipeError: when called, a label that the classifier does not know.
+        ShapeError: The images have another shape, or the logits do not fit. Raised by the returned function.
+        RecipeError: The label is not a class of the classifier. Raised by the returned function.
 
     Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
     """
@@ -132,11 +132,11 @@ def regression(
 
     Args:
         predictor: (x, level) -> (B,) or (B, 1), trained on noisy images.
-        target: the value wanted, a number or one per sample.
-        deviation: of the prediction's error; guidance is as strong as this is small.
+        target: Target value, a number or one per sample.
+        deviation: Deviation of the prediction's error; a smaller value gives stronger guidance.
 
     Raises:
-        RecipeError: a deviation that is not positive.
+        RecipeError: The deviation is not positive.
     """
     if not deviation > 0:
         raise RecipeError(f"deviation = {deviation}: must be above 0")
@@ -151,7 +151,7 @@ def regression(
 
 @contextmanager
 def requires_grad_copy(x: Tensor) -> Iterator[Tensor]:
-    """X as the input of a computation with gradients, though the sampler runs without."""
+    """Copy of x as the input of a computation with gradients, within a sampler that runs without gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         yield (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
@@ -160,8 +160,8 @@ def grad_of(value: Tensor, x: Tensor) -> Tensor:
     """The gradient in x of one number per sample.
 
     Raises:
-        RecipeError: the number does not depend on x.
-        ShapeError: not one number per sample.
+        RecipeError: The number does not depend on x.
+        ShapeError: The result is not one number per sample.
     """
     if tuple(value.shape) != (len(x),):
         raise ShapeError(f"a score of shape {tuple(value.shape)} for {len(x)} samples: needs one number each, (B,)")

@@ -1,7 +1,7 @@
-"""Semantic Diffusion Guidance: scores of likeness to a reference image, by content, structure or style.
+"""Semantic Diffusion Guidance: scores of similarity to a reference image, by content, structure or style.
 
-The reference is noised to the level of x before it is looked at, because the feature network was trained on noisy
-images. One that was trained on clean ones goes through `on_estimate(step, content(network, reference))`.
+The reference is noised to the level of x, because the feature network was trained on noisy images. For a network that
+was trained on clean images use `on_estimate(step, content(network, reference))`.
 
 Source: Liu et al. 2021, section 3.3 (arXiv:2112.05744).
 """
@@ -29,11 +29,11 @@ def content(embed: Callable[[Tensor, NoiseLevel], Tensor], reference: Tensor, no
 
     Args:
         embed: (x, level) -> (B, ...), such as an image encoder.
-        reference: a clean image for each sample, or one (1, ...) for all.
-        noise: what the reference is noised with, of its shape; None leaves it clean except for alpha.
+        reference: Clean image for each sample, or one (1, ...) for all.
+        noise: Noise of the reference, of its shape; None: the reference is only multiplied by alpha.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 6.
     """
@@ -47,15 +47,15 @@ def content(embed: Callable[[Tensor, NoiseLevel], Tensor], reference: Tensor, no
 
 
 def structure(features: Features, reference: Tensor, noise: Tensor | None = None) -> Score:
-    """Minus the mean squared difference of the maps, place by place, summed over the layers.
+    """Minus the mean squared difference of the maps over all positions, summed over the layers.
 
     Args:
-        features: the maps to compare.
-        reference: as in `content`.
-        noise: as in `content`.
+        features: Feature maps to compare.
+        reference: Clean image, as in `content`.
+        noise: Noise of the reference, as in `content`.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 7.
     """
@@ -69,15 +69,15 @@ def structure(features: Features, reference: Tensor, noise: Tensor | None = None
 
 
 def style(features: Features, reference: Tensor, noise: Tensor | None = None) -> Score:
-    """Minus the squared difference of the maps' Gram matrices (means over the places), summed over the layers.
+    """Minus the squared difference of the maps' Gram matrices (means over the positions), summed over the layers.
 
     Args:
-        features: the maps to compare.
-        reference: as in `content`.
-        noise: as in `content`.
+        features: Feature maps to compare.
+        reference: Clean image, as in `content`.
+        noise: Noise of the reference, as in `content`.
 
     Raises:
-        ShapeError: noise, or when called x, of another shape than the reference.
+        ShapeError: The noise, or x in a call, has another shape than the reference.
 
     Source: Liu et al. 2021, eq. 8.
     """

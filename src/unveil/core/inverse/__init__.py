@@ -1,4 +1,4 @@
-"""Inverse problems: images that agree with something known about them, from a model that was not trained for it."""
+"""Inverse problems: images that agree with a measurement, from a model that was not trained for it."""
 
 from unveil.core.inverse.ddrm import DDRMPlan, ddrm
 from unveil.core.inverse.dps import DPSPlan, dps

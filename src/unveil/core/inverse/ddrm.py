@@ -15,23 +15,29 @@ from unveil.types import NoiseLevel, like
 
 
 def ddrm(
-    grid: Schedule, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
+    schedule: Schedule,
+    operator: Operator,
+    y: Tensor,
+    *,
+    noise_level: float = 0.0,
+    eta: float = 0.85,
+    eta_b: float = 1.0,
 ) -> DDRMPlan:
-    """A plan that samples images x with A x = y (plus noise): each singular direction is led by what y says of it.
+    """Return a plan that samples images x with A x = y (plus noise); y determines each singular direction separately.
 
-    Start it at `DDRMPlan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
+    Start it at `DDRMPlan.start(noise)`. With a schedule that ends at the data a noiseless measurement is met exactly.
 
     Args:
-        grid: from noise to data; about 20 steps are enough.
+        schedule: Schedule from noise to data; about 20 steps are enough.
         operator: A, with its singular value decomposition.
-        y: what was measured, as `operator` gives it.
-        noise_level: standard deviation of the noise in y, at least 0, in pixels of [-1, 1].
-        eta: fresh noise in the directions that y does not determine; 1 is all.
-        eta_b: how far the determined ones go to y, 0 to 1.
+        y: Measurement, as `operator` computes it.
+        noise_level: Standard deviation of the noise in y, at least 0, in pixels of [-1, 1].
+        eta: Share of fresh noise in the directions that y does not determine; 1 is all.
+        eta_b: Share of the way to y in the directions that y determines, 0 to 1.
 
     Raises:
-        RecipeError: a negative noise level, or eta or eta_b outside [0, 1].
-        ShapeError: a y that is not a measurement of this operator.
+        RecipeError: The noise level is negative, or eta or eta_b is outside [0, 1].
+        ShapeError: y is not a measurement of this operator.
 
     Source: Kawar et al. 2022, eq. 7 and 8 (arXiv:2201.11793), there for alpha = 1; x / alpha brings the others there.
     """
@@ -40,16 +46,16 @@ def ddrm(
     for name, value in (("eta", eta), ("eta_b", eta_b)):
         if not 0 <= value <= 1:
             raise RecipeError(f"{name} = {value}: must lie in [0, 1]; the paper uses eta 0.85 and eta_b 1")
-    return DDRMPlan(grid, operator, y, noise_level, eta, eta_b)
+    return DDRMPlan(schedule, operator, y, noise_level, eta, eta_b)
 
 
 class DDRMPlan:
-    """The steps of DDRM; its coefficients differ between singular directions, so that no table can hold them."""
+    """Steps of DDRM. The coefficients differ between singular directions, so they do not fit into a table."""
 
     def __init__(
-        self, grid: Schedule, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float
+        self, schedule: Schedule, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float
     ) -> None:
-        self.grid = grid
+        self.schedule = schedule
         self.operator = operator
         self.noise_level = noise_level
         self.eta, self.eta_b = eta, eta_b
@@ -58,23 +64,23 @@ class DDRMPlan:
     @property
     def total(self) -> int:
         """The number of steps."""
-        return len(self.grid) - 1
+        return len(self.schedule) - 1
 
     def is_done(self, state: SamplerState) -> bool:
-        """Return True if the grid has ended."""
+        """Return True if the schedule has ended."""
         return state.number >= self.total
 
     def start(self, noise: Tensor) -> Tensor:
-        """Start of the run: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
+        """Start of the run: noise (B, ...) around the measurement, at the first level. Source: eq. 7."""
         measured, doubt = self._measured(noise)
-        alpha, sigma = (like(value, noise) for value in self.grid[0][1:3])
+        alpha, sigma = (like(value, noise) for value in self.schedule[0][1:3])
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
         return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One step: V^T x at the next level, each direction by what is known of it. Source: eq. 8."""
+        """One step: V^T x at the next level, each direction by its own measurement. Source: eq. 8."""
         del out
-        here, there = self.grid[state.number], self.grid[state.number + 1]
+        here, there = self.schedule[state.number], self.schedule[state.number + 1]
         estimate = step(state.x, here)
         x0, eps = self.operator.rotate(estimate.x0), self.operator.rotate(estimate.eps)
         measured, doubt = self._measured(x0)
@@ -98,7 +104,7 @@ class DDRMPlan:
 
 
 def _left(sigma: Tensor | float, doubt: Tensor) -> Tensor:
-    """The deviation that is left of sigma when the noise of y is counted in."""
+    """Deviation that remains of sigma after the noise of y is subtracted."""
     return (sigma**2 - doubt**2).clamp(min=0).sqrt()
 
 

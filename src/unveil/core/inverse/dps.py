@@ -15,19 +15,19 @@ from unveil.types import NoiseLevel
 
 
 def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> DPSPlan:
-    """A plan that after each step goes down the gradient of |y - measure(x0)| at the x before it.
+    """Return a plan that after each step descends the gradient of |y - measure(x0)| at the x before the step.
 
-    It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
+    The result approaches the measurement but does not meet it; `project` does so afterwards if it is linear.
 
     Args:
-        plan: of one call per step; the published one is `ancestral(grid)`.
-        measure: of clean images (B, ...), differentiable; an `Operator` is one.
-        y: what was measured, as `measure` gives it.
-        scale: of the step. The paper's zeta' is half of it, the published code's 0.3 to 1 are this number.
+        plan: Plan of one call per step; the published one is `ancestral(schedule)`.
+        measure: Measurement of clean images (B, ...), differentiable; an `Operator` is one.
+        y: Measured values, as `measure` computes them.
+        scale: Scale of the step. The paper's zeta' is half of it; the published code's 0.3 to 1 are this number.
 
     Raises:
-        RecipeError: a scale that is not positive.
-        ShapeError: when run, a measurement of another shape than y.
+        RecipeError: The scale is not positive.
+        ShapeError: The measurement of a run has another shape than y.
 
     Source: Chung et al. 2022, algorithm 1 and appendix D.1 (arXiv:2209.14687).
     """
@@ -37,7 +37,7 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
 
 
 class DPSPlan:
-    """A plan, each of whose steps is followed by one towards the measurement."""
+    """Plan in which each step is followed by a step towards the measurement."""
 
     def __init__(self, plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, scale: float) -> None:
         self.plan = plan
@@ -47,7 +47,7 @@ class DPSPlan:
 
     @property
     def total(self) -> int | None:
-        """That of the plan."""
+        """The number of steps of the plan."""
         return self.plan.total
 
     def is_done(self, state: SamplerState) -> bool:

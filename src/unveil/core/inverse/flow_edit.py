@@ -1,7 +1,7 @@
-"""Editing along the difference of two estimates, without going back to the noise of what is edited.
+"""Editing along the difference of two estimates, without inversion of the source to noise.
 
-What is edited is noised at every level again, and the sample moves by what the estimate for the new condition says more
-than that for the old one. What both say alike stays as it is.
+The source is noised again at every level. The sample moves by the difference between the estimates for the new and for
+the old condition. What both estimates have in common does not change.
 
 Source: Kulikov et al. 2024, algorithm 1 (arXiv:2412.08629).
 """
@@ -20,21 +20,21 @@ from unveil.types import NoiseLevel, like
 def flow_edit(
     step: DenoiseFn, source_step: DenoiseFn, source: Tensor, noise: Callable[[NoiseLevel], Tensor]
 ) -> DenoiseFn:
-    """The step of a run of what the edited is more than the source: it begins at zeros.
+    """Return the step of a run whose state is the edited sample minus the source; the run begins at zeros.
 
-    The paper moves the data by the difference of two velocities; here the state is what the noised results differ by,
-    for which the difference of the estimates of x0 is the same under every process. The source is not a part of it, so
-    what both conditions say alike stays to the bit, whatever errors a sampler makes. A sampler must not add noise of
-    its own.
+    The paper moves the data by the difference of two velocities. Here the state is the difference of the noised
+    results, for which the difference of the estimates of x0 is the same under every process. The source is not a part
+    of the state. What both estimates have in common is therefore kept to the bit, independent of the sampler's errors.
+    A sampler must not add noise of its own.
 
     Args:
-        step: guided towards the new condition.
-        source_step: under the old one.
-        source: what is edited, (B, ...).
-        noise: level -> standard normal noise of its shape, another one at each level.
+        step: Denoiser, guided towards the new condition.
+        source_step: Denoiser under the old condition.
+        source: Samples to edit, (B, ...).
+        noise: Function of the level that returns standard normal noise of this shape, different at each level.
 
     Raises:
-        ShapeError: when called, an x of another shape.
+        ShapeError: x has another shape. Raised by the returned function.
     """
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:

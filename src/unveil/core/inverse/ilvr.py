@@ -1,4 +1,4 @@
-"""Generation whose large forms are known: what it shows at a lower resolution."""
+"""Generation with given low frequencies: the image at a lower resolution is fixed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from unveil.types import NoiseLevel
 
 
 def low_frequency(step: DenoiseFn, reference: Tensor, low: Sequence[int]) -> DenoiseFn:
-    """The step whose x0 has the large forms of `reference` and its own fine ones.
+    """Return the step whose x0 has the low frequencies of `reference` and its own high frequencies.
 
-    With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(known) - P(x0).
+    With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(reference) - P(x0).
 
     Args:
-        step: the step to guide.
-        reference: of x's shape, (B, C, H, W) or (B, C, T, H, W); what is finer than `low` is not looked at.
-        low: height and width of the lower resolution, at most those of x.
+        step: Denoiser to guide.
+        reference: Reference of x's shape, (B, C, H, W) or (B, C, T, H, W). Detail finer than `low` is ignored.
+        low: Height and width of the lower resolution, at most those of x.
 
     Raises:
-        ShapeError: a resolution above that of `reference`, or when called, an x of another shape.
+        ShapeError: The resolution is above that of `reference`, or x in a call has another shape.
 
-    Source: Choi et al. 2021, algorithm 1 (arXiv:2108.02938), with estimates of x0 in the place of noised samples.
+    Source: Choi et al. 2021, algorithm 1 (arXiv:2108.02938), with estimates of x0 instead of noised samples.
     """
     size = reference.shape[-2:]
     if any(below > side for below, side in zip(low, size, strict=True)):

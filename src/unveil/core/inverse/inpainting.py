@@ -1,4 +1,4 @@
-"""Generation around known numbers: replacement, and RePaint's going back and forth."""
+"""Inpainting: replacement of the known pixels, and RePaint's jumps back to noisier levels."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from unveil.types import NoiseLevel, like
 
 
 def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
-    """The step whose x0 is known where `keep` is True.
+    """Return the step whose x0 is replaced by the known pixels where `keep` is True.
 
-    Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
-    sigma eps with one eps where it is deterministic, by q(x_s | x_t, x0) where it is ancestral, which at each level
-    is the law of images noised again. A grid that ends at the data gives back the known numbers bit by bit with
-    samplers of one call per step; `paste` does so for all.
+    Every sampler then moves the known pixels as if they had been noised. A deterministic sampler moves them along x_t =
+    alpha x0 + sigma eps with one eps. An ancestral one moves them by q(x_s | x_t, x0), which at each level is the
+    distribution of newly noised images. With a schedule that ends at the data, samplers of one call per step return the
+    known pixels bit by bit; `paste` does so for all samplers.
 
     Args:
-        step: the step to guide.
-        pixels: the known numbers, of x's shape; what it holds elsewhere is not looked at.
-        keep: boolean, True where they are known; broadcast from the last axis on, as (B, 1, H, W) is.
+        step: Denoiser to guide.
+        pixels: Known pixels, of x's shape. The values elsewhere are ignored.
+        keep: Boolean mask, True where the pixels are known; broadcast from the last axis on, as (B, 1, H, W) is.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or when called, an x of another shape.
+        ShapeError: The mask is not boolean or does not fit, or x in a call has another shape.
 
     Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456); Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865).
     """
@@ -47,42 +47,42 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
 
 def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
-    """X with the known numbers in their place, bit by bit.
+    """Return x with the known pixels pasted in, bit by bit.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or images of another shape.
+        ShapeError: The mask is not boolean or does not fit, or the images have different shapes.
     """
     _same(pixels, x)
     return torch.where(fitted(boolean(keep), x), pixels, x)
 
 
-def repaint(plan: Plan, grid: Schedule, *, length: int = 10, count: int = 10) -> RePaintPlan:
-    """RePaint: every `length` steps, go back as many by adding noise, and come again, `count` times in all.
+def repaint(plan: Plan, schedule: Schedule, *, length: int = 10, count: int = 10) -> RePaintPlan:
+    """RePaint: every `length` steps go back that many by adding noise, and repeat them, `count` times in total.
 
-    What was generated and what is known so come to agree. Use it with `masked`.
+    This makes the generated and the known pixels agree. Use it with `inpaint`.
 
     Args:
-        plan: of one step per level of the grid, such as `ancestral(grid)` or `ddim(grid, 1.0)`.
-        grid: the one it was made from.
-        length: steps of a jump back, at least 1.
-        count: how often each stretch is walked, at least 1; 1 is the plan itself.
+        plan: Plan of one step per level of the schedule, such as `ancestral(schedule)` or `ddim(schedule, 1.0)`.
+        schedule: Schedule of the plan.
+        length: Number of steps of a jump back, at least 1.
+        count: Number of passes over each stretch, at least 1; 1 is the plan itself.
 
     Raises:
-        RecipeError: a length or count below 1, or a plan that is not made of single steps over this grid.
+        RecipeError: length or count is below 1, or the plan does not consist of single steps over this schedule.
 
     Source: Lugmayr et al. 2022, algorithm 1 and appendix B (arXiv:2201.09865).
     """
     if length < 1 or count < 1:
         raise RecipeError(f"length = {length}, count = {count}: both must be at least 1")
-    single = plan.total == len(grid) - 1
+    single = plan.total == len(schedule) - 1
     if isinstance(plan, CoefficientTable):
         single = single and not any(len(row.gains) > 1 or row.saves_x or row.level is None for row in plan.rows)
     if not single:
         raise RecipeError(
-            f"a plan of {plan.total} rows over {len(grid) - 1} steps: going back needs one step per level and no "
+            f"a plan of {plan.total} rows over {len(schedule) - 1} steps: going back needs one step per level and no "
             "history, such as ancestral or ddim"
         )
-    return RePaintPlan(plan, grid, _visits(len(grid) - 1, length, count))
+    return RePaintPlan(plan, schedule, _visits(len(schedule) - 1, length, count))
 
 
 class _Jump(NamedTuple):
@@ -93,11 +93,13 @@ class _Jump(NamedTuple):
 
 
 class RePaintPlan:
-    """A plan whose steps are walked in another order, with jumps back to noisier levels in between."""
+    """Plan whose steps run in another order, with jumps back to noisier levels in between."""
 
-    def __init__(self, plan: Plan, grid: Schedule, visits: list[int]) -> None:
+    def __init__(self, plan: Plan, schedule: Schedule, visits: list[int]) -> None:
         self.plan = plan
-        self.moves = [here if there == here + 1 else _jump(grid[here], grid[there]) for here, there in pairwise(visits)]
+        self.moves = [
+            here if there == here + 1 else _jump(schedule[here], schedule[there]) for here, there in pairwise(visits)
+        ]
 
     @property
     def total(self) -> int:
@@ -122,7 +124,7 @@ class RePaintPlan:
 
 
 def _visits(steps: int, length: int, count: int) -> list[int]:
-    """The levels of a grid in the order in which they are reached, 0 the noisiest: steps + 1 levels."""
+    """The levels of a schedule in the order in which they are reached, 0 the noisiest: steps + 1 levels."""
     again = dict.fromkeys(range(1, steps - length + 1, length), count - 1)  # by steps left to the data
     left = steps
     order = [0]

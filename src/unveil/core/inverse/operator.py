@@ -18,7 +18,7 @@ from unveil.types import like
 
 
 class Operator(Protocol):
-    """A linear measurement and the basis in which it is diagonal. x is (B, ...), y what A makes of it."""
+    """A linear measurement and the basis in which it is diagonal. x is (B, ...), y is A x."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The measurement A x."""
@@ -37,7 +37,7 @@ class Operator(Protocol):
         ...
 
     def observed(self, y: Tensor) -> Tensor:
-        """S^+ U^T y: the spectrum as far as y tells it, 0 elsewhere; of x's shape."""
+        """S^+ U^T y: the spectrum as far as y determines it, 0 elsewhere; of x's shape."""
         ...
 
     def singular(self, x: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class Operator(Protocol):
 
 
 class Mask:
-    """Some of the numbers as they are; y is x with 0 in the place of the others.
+    """Measurement of some of the numbers; y is x with 0 for the others.
 
     Args:
-        keep: boolean, True where x is measured; broadcast against x from the last axis on, as (B, 1, H, W) is.
+        keep: Boolean mask, True where x is measured; broadcast against x from the last axis on, as (B, 1, H, W) is.
 
     Raises:
         ShapeError: keep is not boolean.
@@ -59,7 +59,7 @@ class Mask:
         self.keep = boolean(keep)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """X where it is measured and 0 elsewhere."""
+        """The measurement: x where it is measured and 0 elsewhere."""
         return torch.where(fitted(self.keep, x), x, torch.zeros_like(x))
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Mask:
         return self(y)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """X: each number is measured by itself."""
+        """Return x itself: each number is measured by itself."""
         return x
 
     def back(self, spectrum: Tensor) -> Tensor:
@@ -84,14 +84,15 @@ class Mask:
 
 
 class Separable:
-    """A matrix along each of some axes of x, one after the other.
+    """Measurement by a matrix along each of some axes of x, one after the other.
 
     Args:
-        matrices: axis of x (not 0, the batch) -> (m, n) matrix that makes m numbers of the axis' n.
-        cutoff: singular values below this part of the largest count as 0: what they measure drowns in rounding.
+        matrices: Mapping from an axis of x (not 0, the batch) to an (m, n) matrix that makes m numbers of the axis' n.
+        cutoff: Share of the largest singular value below which a singular value counts as 0, because rounding exceeds
+            what it measures.
 
     Raises:
-        RecipeError: the batch's axis, or a matrix that is none.
+        RecipeError: The axis is that of the batch, or a value is not a matrix.
 
     Source: the singular values of a Kronecker product are the products of its factors'.
     """
@@ -110,7 +111,7 @@ class Separable:
             self._svd[axis] = _svd(matrix) if twin is None else self._svd[twin]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Each matrix along its axis."""
+        """The measurement: each matrix along its axis."""
         self._check(x, 1)
         for axis, matrix in self.matrices.items():
             x = _along(matrix, x, axis)
@@ -168,14 +169,14 @@ class Separable:
 def block_average(size: Sequence[int], factor: int) -> Separable:
     """Means over blocks of factor x factor, the measurement of super-resolution.
 
-    Where a side is not a multiple of the factor its last block is smaller, and its mean that of what is there.
+    If a side is not a multiple of the factor, its last block is smaller.
 
     Args:
-        size: of the last axes of x, such as (H, W).
-        factor: of each side, at least 1.
+        size: Size of the last axes of x, such as (H, W).
+        factor: Factor of each side, at least 1.
 
     Raises:
-        RecipeError: a factor below 1.
+        RecipeError: The factor is below 1.
     """
     if factor < 1:
         raise RecipeError(f"factor = {factor}: a block has at least 1 x 1 pixels")
@@ -183,15 +184,15 @@ def block_average(size: Sequence[int], factor: int) -> Separable:
 
 
 def blur(size: Sequence[int], kernel: Sequence[float] | Tensor, *, cutoff: float = 1e-4) -> Separable:
-    """The same kernel along each of the last axes; beyond the edges the last pixel goes on.
+    """The same kernel along each of the last axes; beyond the edges the last pixel is repeated.
 
     Args:
-        size: of the last axes of x, such as (H, W).
-        kernel: an odd number of weights, such as `gaussian(2.0)`.
-        cutoff: as in `Separable`; a strong blur leaves fine detail below it, which only the model can tell.
+        size: Size of the last axes of x, such as (H, W).
+        kernel: Odd number of weights, such as `gaussian(2.0)`.
+        cutoff: Cutoff as in `Separable`. A strong blur leaves fine detail below it, which only the model can restore.
 
     Raises:
-        RecipeError: a kernel of an even number of weights.
+        RecipeError: The kernel has an even number of weights.
     """
     weights = torch.as_tensor(kernel, dtype=torch.float64)
     if weights.ndim != 1 or len(weights) % 2 == 0:
@@ -212,7 +213,7 @@ def gaussian(deviation: float) -> Tensor:
     """The weights of a Gaussian kernel out to three deviations, which sum to 1.
 
     Raises:
-        RecipeError: a deviation that is not positive.
+        RecipeError: The deviation is not positive.
     """
     if not deviation > 0:
         raise RecipeError(f"deviation = {deviation}: must be above 0 pixels")
@@ -222,7 +223,7 @@ def gaussian(deviation: float) -> Tensor:
 
 
 def channel_average(channels: int, weights: Sequence[float] | None = None) -> Separable:
-    """A weighted sum of the channels (axis 1), their mean by default: what colourisation knows."""
+    """A weighted sum of the channels (axis 1), their mean by default: the measurement of colourisation."""
     row = torch.full((channels,), 1 / channels) if weights is None else torch.tensor(weights, dtype=torch.float64)
     if len(row) != channels:
         raise RecipeError(f"{len(row)} weights for {channels} channels: needs one for each")
@@ -238,7 +239,7 @@ def boolean(keep: Tensor) -> Tensor:
     """The mask itself.
 
     Raises:
-        ShapeError: it is not boolean.
+        ShapeError: The mask is not boolean.
     """
     if keep.dtype != torch.bool:
         raise ShapeError(f"a mask of {keep.dtype}: must be boolean, True where x is known, such as mask > 0.5")
@@ -249,7 +250,7 @@ def fitted(keep: Tensor, x: Tensor) -> Tensor:
     """The mask on x's device.
 
     Raises:
-        ShapeError: it does not broadcast against x.
+        ShapeError: The mask does not broadcast against x.
     """
     pairs = zip(reversed(keep.shape), reversed(x.shape), strict=False)
     if keep.ndim > x.ndim or any(mine not in (1, theirs) for mine, theirs in pairs):
@@ -266,7 +267,7 @@ def _each_axis(size: Sequence[int], matrix: Callable[[int], Tensor], cutoff: flo
 
 
 def _mean_of(block: Tensor) -> Tensor:
-    """(blocks, n): the mean of the numbers of each block, from the block that each belongs to."""
+    """Matrix (blocks, n) of the mean of each block, from the block of each number."""
     members = (block[None] == torch.arange(int(block.max()) + 1)[:, None]).to(torch.float64)
     return members / members.sum(1, keepdim=True)
 

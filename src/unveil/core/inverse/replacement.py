@@ -1,9 +1,9 @@
-"""Parts of a sample that are held at what is known of them, each at its own level, until the run comes to it.
+"""Known parts of a sample, each held at its own noise level until the run reaches that level.
 
-`held` asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
-given; for others there is `imposed`. A part held at the level of data stays what it is; one held at a higher level is
-known roughly, and is worked on once the run has come down to that level. So one step makes a clip from its first frame,
-goes on from its last ones, fills in between, and edits each frame by its own strength.
+`per_token_conditioning` requires a denoiser that takes a level for each part, such as one that was trained on videos
+with conditioning frames. `replace_known` works with any other denoiser. A part held at the level of data does not
+change. A part held at a higher level is known only roughly, and changes once the run has reached that level. This
+covers image-to-video, extension, interpolation between frames, and editing with a strength for each frame.
 
 Source: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each part: Chen et al. 2024 (arXiv:2407.01392).
 """
@@ -20,20 +20,22 @@ from unveil.types import NoiseLevel, like
 
 
 def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, until: Tensor) -> DenoiseFn:
-    """The step with parts held.
+    """Return the step with the known parts held.
 
-    With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
-    `paste` does so for all. In parts that are held a run begins at what is known, noised to the first level (`noised`).
+    With a schedule that ends at the data, samplers of one call per step return exactly known parts bit by bit; `paste`
+    does so for all samplers. In the held parts a run begins at the known values, noised to the first level
+    (`add_noise`).
 
     Args:
-        step: takes levels that differ between the parts of x.
-        process: that it was trained under.
-        frames: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
-        until: the time in [0, 1] at which each part is let go, broadcastable to x: 0 where it is known for sure,
-            1 and above where nothing is.
+        step: Denoiser that takes levels that differ between the parts of x.
+        process: Process that the denoiser was trained under.
+        frames: Known values, of x's shape (B, ...) or broadcastable to it. The values where nothing is held are
+            ignored.
+        until: Time in [0, 1] at which each part is released, broadcastable to x. It is 0 where the values are exact,
+            and 1 or more where nothing is known.
 
     Raises:
-        ShapeError: a time below 0.
+        ShapeError: A time is below 0.
     """
     until = _times(until)
 
@@ -55,19 +57,19 @@ def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, un
 
 
 def replace_known(step: DenoiseFn, frames: Tensor, until: Tensor) -> DenoiseFn:
-    """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
+    """Return the step with the known parts held, for a denoiser with one level for all of x: each step restores them.
 
-    Everything is at the level of the run. Parts that are held enter the network as the rest, so that a network that
-    was not trained on given parts sees nothing new; it also agrees with them less than `per_token_conditioning` does.
+    All of x is at the level of the run. The held parts enter the network like the rest, so that the network needs no
+    training on known parts. The result agrees with them less than that of `per_token_conditioning`.
 
     Args:
-        step: to guide.
-        frames, until: as in `per_token_conditioning`.
+        step: Denoiser to guide.
+        frames, until: Known values and times, as in `per_token_conditioning`.
 
     Raises:
-        ShapeError: a time below 0.
+        ShapeError: A time is below 0.
 
-    Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456), with a time until which each part is put back.
+    Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456), with a time until which each part is restored.
     """
     until = _times(until)
 

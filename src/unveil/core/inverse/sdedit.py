@@ -1,4 +1,4 @@
-"""Where editing starts: an image noised to a level between data and noise."""
+"""Start of an edit: an image noised to a level between data and noise."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel, like
 
 
-def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
-    """The rest of a grid from t = start on, and the image noised to where it begins: `run(ddim(rest), step, x)`.
+def sdedit(schedule: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
+    """Return the rest of a schedule from t = start on, and the image noised to its start: `run(ddim(rest), step, x)`.
 
     The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
     not depend on the number of steps.
 
     Args:
-        grid: from noise to data.
-        pixels: what to edit, (B, ...).
-        noise: standard normal, of the same shape.
-        start: t in (0, 1]; near 0 keeps the image, 1 is the whole grid.
+        schedule: Schedule from noise to data.
+        pixels: Images to edit, (B, ...).
+        noise: Standard normal noise of the same shape.
+        start: Time t of the start, in (0, 1]; a value near 0 keeps the image, 1 is the whole schedule.
 
     Raises:
-        RecipeError: start outside (0, 1].
-        ShapeError: noise of another shape.
+        RecipeError: start is outside (0, 1].
+        ShapeError: The noise has another shape.
 
     Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
     """
     if not 0 < start <= 1:
         raise RecipeError(f"start = {start}: must lie in (0, 1]; near 0 keeps the image, 1 is noise alone")
-    process = grid.process
+    process = schedule.process
     if isinstance(process, DiscreteVP):
         start = math.ceil(start * process.steps - 1e-9) / process.steps
-    rest = list(grid)
+    rest = list(schedule)
     if start < float(rest[0].t) - 1e-9:
         rest = [process.at(start), *(level for level in rest if float(level.t) < start - 1e-9)]
     return Schedule(process, rest), add_noise(rest[0], pixels, noise)
 
 
-def share_of(grid: Schedule, strength: float) -> Schedule | None:
-    """The last steps of a grid that an edit of this strength runs: the whole part of steps * strength.
+def share_of(schedule: Schedule, strength: float) -> Schedule | None:
+    """Return the last steps of a schedule, which an edit of this strength runs: the whole part of steps * strength.
 
-    Their number is counted as Stable Diffusion's programs do, and the levels are the grid's own, so that strength
-    moves from step to step. None: no step is left to run.
+    Their number is that of Stable Diffusion's programs. The levels are the schedule's own, so that the strength moves
+    from step to step. None: no step remains.
 
     Raises:
-        RecipeError: a strength outside [0, 1].
+        RecipeError: The strength is outside [0, 1].
     """
     if not 0 <= strength <= 1:
         raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the image, 1 is generation")
-    steps = len(grid) - 1
+    steps = len(schedule) - 1
     remaining = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
-    return Schedule(grid.process, grid[steps - remaining :]) if remaining else None
+    return Schedule(schedule.process, schedule[steps - remaining :]) if remaining else None
 
 
 def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:
     """The image (B, ...) at a level, with standard normal noise of its shape.
 
     Raises:
-        ShapeError: noise of another shape.
+        ShapeError: The noise has another shape.
     """
     if noise.shape != pixels.shape:
         raise ShapeError(f"noise {tuple(noise.shape)} for an image {tuple(pixels.shape)}: must be equal")

@@ -1,4 +1,4 @@
-"""Samplers as tables: a solver's coefficients depend on the grid alone and are worked out before the run."""
+"""Samplers as tables: a solver's coefficients depend only on the schedule and are computed before the run."""
 
 from unveil.core.foreign_names import Spelled
 from unveil.core.samplers.adaptive import dpm_adaptive

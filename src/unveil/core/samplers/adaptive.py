@@ -1,8 +1,8 @@
 """DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
 
-Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in
-the published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be left and
-taken up again.
+Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in the
+published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be interrupted
+and resumed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = [
 
 
 def dpm_adaptive(
-    grid: Schedule,
+    schedule: Schedule,
     order: int = 3,
     *,
     of: Of = "eps",
@@ -73,20 +73,21 @@ def dpm_adaptive(
     eta: float = 0.0,
     noise_scale: float = 1.0,
 ) -> AdaptivePlan:
-    """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
+    """DPM-Solver-12 or -23 with adaptive steps: `order` calls for each attempt, shared by both orders.
 
     Args:
-        grid: only its ends count; steps that touch alpha = 0 or clean data are made at first order.
+        schedule: Schedule, of which only the ends count. Steps that touch alpha = 0 or clean data are made at first
+            order.
         order: 2 compares with order 1, 3 with order 2.
         of: "eps" is DPM-Solver, "x0" DPM-Solver++.
         tolerance: None: the published one, every sample by itself.
         control: None: `PIDController()`.
-        rule: of the last stage, `farthest` or `exact`.
-        eta: of the noise added after each step, ancestral.
-        noise_scale: multiplies it.
+        rule: Rule of the last stage, `last_stage_only` or `exact`.
+        eta: Share of the ancestral noise that is added after each step.
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: an order other than 2 and 3, a tolerance that is not positive, or eps from alpha = 0.
+        RecipeError: The order is not 2 or 3, a tolerance is not positive, or eps starts at alpha = 0.
 
     Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927); `PIDController` as in k-diffusion.
     """
@@ -98,7 +99,9 @@ def dpm_adaptive(
             f"tolerance: absolute = {tolerance.absolute}, relative = {tolerance.relative}; must be above 0, and not "
             "below 0"
         )
-    return AdaptivePlan(grid, EmbeddedPair(order, of, rule, eta, noise_scale), tolerance, control or PIDController())
+    return AdaptivePlan(
+        schedule, EmbeddedPair(order, of, rule, eta, noise_scale), tolerance, control or PIDController()
+    )
 
 
 class EmbeddedPair(NamedTuple):
@@ -111,7 +114,7 @@ class EmbeddedPair(NamedTuple):
     noise_scale: float
 
     def attempt(self, step: DenoiseFn, x: Tensor, nodes: Sequence[NoiseLevel]) -> tuple[Tensor, Tensor, Estimate]:
-        """From the first level to the last: x at the lower order and at the higher one, and the first estimate."""
+        """Step from the first level to the last: x at the lower order and at the higher one, and the first estimate."""
         called: list[Estimate] = []
         at = x
         for i in range(self.order):
@@ -130,7 +133,7 @@ class EmbeddedPair(NamedTuple):
 
 
 class IntegratorState(NamedTuple):
-    """Where each sample is on its way and what its controller remembers, (B,) float64 each."""
+    """Position of each sample and state of its controller, (B,) float64 each."""
 
     place: Tensor
     width: Tensor
@@ -139,11 +142,11 @@ class IntegratorState(NamedTuple):
 
     @classmethod
     def read(cls, numbers: Sequence[float]) -> IntegratorState:
-        """From the numbers of `SamplerState.integrator_state`."""
+        """Read the state from the numbers of `SamplerState.integrator_state`."""
         return cls(*torch.tensor(numbers, dtype=torch.float64).reshape(4, -1).clone())
 
     def written(self) -> tuple[float, ...]:
-        """As the numbers of `SamplerState.integrator_state`."""
+        """Return the state as the numbers of `SamplerState.integrator_state`."""
         return tuple(torch.cat(self).tolist())
 
 
@@ -155,24 +158,24 @@ class AdaptivePlan:
     `SamplerState.past` is x of the lower order after each sample's last good step, in the tolerance's unit.
     """
 
-    def __init__(self, grid: Schedule, pair: EmbeddedPair, tolerance: Tolerance, control: Controller) -> None:
-        self.grid, self.pair, self.tolerance, self.control = grid, pair, tolerance, control
-        self.start = first_with_signal(grid)
-        self.end = select_level(self.start.sigma > 0, last_noisy(grid), self.start)
-        onto = bool((self.end.sigma != grid[-1].sigma).any())
-        off = bool((self.start.alpha != grid[0].alpha).any())
+    def __init__(self, schedule: Schedule, pair: EmbeddedPair, tolerance: Tolerance, control: Controller) -> None:
+        self.schedule, self.pair, self.tolerance, self.control = schedule, pair, tolerance, control
+        self.start = first_with_signal(schedule)
+        self.end = select_level(self.start.sigma > 0, last_noisy(schedule), self.start)
+        onto = bool((self.end.sigma != schedule[-1].sigma).any())
+        off = bool((self.start.alpha != schedule[0].alpha).any())
         self.opening = (
-            CoefficientTable(stages([grid[0], self.start], pair.of, last_stage_only), pair.of) if off else None
+            CoefficientTable(stages([schedule[0], self.start], pair.of, last_stage_only), pair.of) if off else None
         )
         self.closing = (
-            CoefficientTable(stages([self.end, grid[-1]], pair.of, last_stage_only), pair.of) if onto else None
+            CoefficientTable(stages([self.end, schedule[-1]], pair.of, last_stage_only), pair.of) if onto else None
         )
         self.way = delta_lambda(self.start, self.end)  # 0 in parts of x that do not move
         self.length = self.way.max().item()
 
     @property
     def total(self) -> None:
-        """Not known before the run."""
+        """None: the number of steps is not known before the run."""
         return
 
     def is_done(self, state: SamplerState) -> bool:
@@ -180,11 +183,12 @@ class AdaptivePlan:
         return bool(state.integrator_state) and state.integrator_state[0] == 1
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
+        """One attempt of every unfinished sample; it is accepted, or repeated with a smaller width.
 
         Raises:
-            NonFinite: the estimate left the finite numbers.
-            RecipeError: the tolerance asks for steps that are too small; or noise is needed and was not given.
+            NonFinite: The estimate is not finite.
+            RecipeError: The tolerance requires steps that are too small, or noise is needed and there is no source of
+                it.
         """
         if not state.integrator_state:
             first = torch.full((len(state.x),), self.control.first, dtype=torch.float64)
@@ -217,7 +221,7 @@ class AdaptivePlan:
         taken = torch.where(moving, torch.minimum(clocks.width, left), 0.0)
         here, there = self._level(clocks.place), self._level(clocks.place + taken)
         down = clamp_level(sigma_down(here, there, pair.eta)[0], self.end) if pair.eta else there
-        inner = (between(self.grid, here, down, i / pair.order) for i in range(1, pair.order))
+        inner = (between(self.schedule, here, down, i / pair.order) for i in range(1, pair.order))
         low, high, estimate = pair.attempt(step, x, [here, *inner, down])
         low_in_unit = self._in_unit(low, there)
         error = self._error(low_in_unit, self._in_unit(high, there), earlier)
@@ -240,7 +244,7 @@ class AdaptivePlan:
     def _judged(
         self, clocks: IntegratorState, error: Tensor, taken: Tensor, moving: Tensor
     ) -> tuple[Tensor, IntegratorState]:
-        """Mask of the samples whose steps are accepted, and where all of them are then."""
+        """Mask of the samples whose steps are accepted, and the new state of all samples."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
         good, judged = moving.clone(), clocks._make(c.clone() for c in clocks)
         for i in moving.nonzero().flatten().tolist():
@@ -258,7 +262,7 @@ class AdaptivePlan:
         return good, judged
 
     def _error(self, low: Tensor, high: Tensor, earlier: Tensor) -> Tensor:
-        """The mean square of the difference over what is allowed, across the batch as the tolerance says, (B,)."""
+        """Mean square of the difference relative to the tolerance, with the tolerance's norm over the batch, (B,)."""
         allowed = (self.tolerance.relative * torch.maximum(low.abs(), earlier.abs())).clamp(min=self.tolerance.absolute)
         squares = ((high - low) / allowed).square()
         squares = squares if squares.dtype == torch.float64 else squares.float()
@@ -268,12 +272,12 @@ class AdaptivePlan:
         return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
 
     def _level(self, place: Tensor) -> NoiseLevel:
-        """The level of each sample, (B,), or (B, ...) where parts of x go their own ways."""
+        """The level of each sample, (B,), or (B, ...) if parts of x have levels of their own."""
         way = self.way
         if way.ndim:
             place = place.reshape(-1, *(1,) * (way.ndim - 1))
         wanted = half_log_snr(self.start) + place * (way / (self.length or 1.0))
-        return at_half_log_snr(self.grid, where(way != 0, wanted, math.inf), self.start)
+        return at_half_log_snr(self.schedule, where(way != 0, wanted, math.inf), self.start)
 
     def _in_unit(self, x: Tensor, level: NoiseLevel) -> Tensor:
         return x * like(elementary.safe_divide(1.0, self.tolerance.unit(level), 1.0), x)

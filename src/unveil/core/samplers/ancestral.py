@@ -31,29 +31,29 @@ from unveil.types import NoiseLevel, like
 Shift = Callable[[Tensor, NoiseLevel], Tensor]
 
 
-def ancestral(grid: Schedule, variance: VarianceRule = fixed_small, *, shift: Shift | None = None) -> Plan:
-    """DDPM's reverse chain over the levels of a grid; a respaced chain is a coarser grid.
+def ancestral(schedule: Schedule, variance: VarianceRule = fixed_small, *, shift: Shift | None = None) -> Plan:
+    """DDPM's reverse chain over the levels of a schedule; a respaced chain is a coarser schedule.
 
     Args:
-        grid: from noise to data.
-        variance: of each step; the last step onto the data adds none.
-        shift: moves the mean by variance * shift(x, level), as classifier guidance does.
+        schedule: Schedule from noise to data.
+        variance: Variance of each step; the last step onto the data adds none.
+        shift: Shift of the mean, by variance * shift(x, level), as in classifier guidance.
 
     Source: Ho et al. 2020, algorithm 2 (arXiv:2006.11239); shift: Dhariwal & Nichol 2021, algorithm 1.
     """
-    chain = Chain(grid)
+    chain = Chain(schedule)
     if shift is not None or is_learned(variance):
         return AncestralPlan(chain, variance, shift)
     table = chain.table
     with level_by_level():
         spread = elementary.exp(0.5 * variance(table, None).log)
-    rows = rows_of(grid[:-1], table.ct, (table.c0,), spread, spans=list(pairwise(grid)))
+    rows = rows_of(schedule[:-1], table.ct, (table.c0,), spread, spans=list(pairwise(schedule)))
     noisy = in_any_part(table.s.sigma != 0).tolist()
     return CoefficientTable([row if some else row._replace(noise=ZERO) for row, some in zip(rows, noisy, strict=True)])
 
 
 class AncestralPlan:
-    """The chain whose variance or mean depends on the estimate, so that no table can hold it."""
+    """Chain whose variance or mean depends on the estimate, so that it does not fit into a table."""
 
     def __init__(self, chain: Chain, variance: VarianceRule, shift: Shift | None) -> None:
         self.chain = chain

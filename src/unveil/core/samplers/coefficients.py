@@ -1,8 +1,8 @@
-"""One step between two levels: what is exact of it, and the weights that bend it towards other estimates.
+"""One step between two levels: its exact part, and the weights that correct it by other estimates.
 
-With q = x0 or eps held still, x_there = keep x_here + gain q is exact, and neither number needs a logarithm, so both
-are finite at the ends alpha = 0 and sigma = 0. Every correction is a weight on estimates at other places along the
-step. Where a step touches an end, or does not move, its `reach` is 0 and the corrections vanish.
+With constant q = x0 or eps, x_there = keep x_here + gain q is exact. Neither number needs a logarithm, so both are
+finite at the ends alpha = 0 and sigma = 0. Every correction is a weight on estimates at other positions along the step.
+If a step touches an end, or does not move, its `reach` is 0 and the corrections vanish.
 
 Everything is float64 tensors: 0-d, of the shape of levels per sample or per token, or tables of such levels, whose
 first axis counts the steps. Tables are made within `elementary.level_by_level`.
@@ -36,7 +36,7 @@ Tier = tuple[Tensor, int]
 
 
 class LinearStep(NamedTuple):
-    """x_there = keep x_here + gain q + noise z, for a q that does not change on the way.
+    """x_there = keep x_here + gain q + noise z, for a constant q.
 
     reach: how far it goes, in the variable that q is a smooth function of: for x0 the fall in log(alpha / sigma),
         1 + eta times, for eps its rise; 0 where the step touches an end or does not move.
@@ -52,16 +52,16 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
     """The step from one level to another.
 
     Args:
-        here: where x is.
-        there: where it goes, a cleaner level.
-        of: the estimate that is held still.
-        eta: of x0 alone: 0 is the probability-flow ODE, 1 the reverse SDE.
+        here: Noise level of x.
+        there: Noise level of the next x, which is cleaner.
+        of: Estimate that is held constant.
+        eta: Noise of a step of x0: 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
-        RecipeError: a step of eps from alpha = 0, where eps holds nothing of x0.
+        RecipeError: A step of eps starts at alpha = 0, where eps contains nothing of x0.
 
     Source: Lu et al. 2022, section 3, DPM-Solver-1 (arXiv:2206.00927) for eps; section 4 (arXiv:2211.01095) for x0, and
-    their SDE form at eta = 1: the same integral with the drift that noise of eta asks for.
+    their SDE form at eta = 1: the same integral with the drift that noise of eta requires.
     """
     if of == "eps":
         lost = (here.alpha == 0) & (there.alpha != 0)
@@ -91,13 +91,13 @@ def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     return elementary.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
 
 
-# ---------------------------------------------------------------------- levels between those of a grid
+# ---------------------------------------------------------------------- levels between those of a schedule
 
 
-def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
+def between(schedule: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
     """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
     way = delta_lambda(here, there)
-    return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
+    return at_half_log_snr(schedule, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
 
 
 def half_log_snr(level: NoiseLevel) -> Tensor:
@@ -105,19 +105,21 @@ def half_log_snr(level: NoiseLevel) -> Tensor:
     return elementary.log(elementary.safe_divide(level.alpha, level.sigma, math.inf))
 
 
-def at_half_log_snr(grid: Schedule, wanted: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
-    """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
+def at_half_log_snr(schedule: Schedule, wanted: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
+    """The levels of the schedule's process at these half log-SNRs, and `otherwise` where they are not finite.
 
-    Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the grid.
+    A tensor is computed at once, without the checks of `Schedule.at`: the values must be within the schedule.
     """
     finite = wanted.isfinite()
     if not bool(finite.any()):
         return otherwise
     if not wanted.ndim:
-        return grid.at(wanted)
-    times = grid.process.t_of(torch.where(finite, wanted, wanted[finite][0]))
-    latest = grid[0].t.max().item()
-    return select_level(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
+        return schedule.at(wanted)
+    times = schedule.process.t_of(torch.where(finite, wanted, wanted[finite][0]))
+    latest = schedule[0].t.max().item()
+    return select_level(
+        finite, schedule.process.at(times.clamp(0, max(latest, 1.0))), otherwise
+    )  # rounded beyond the ends
 
 
 # ---------------------------------------------------------------------- weights
@@ -173,7 +175,7 @@ def adams(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
 
 
 def midpoint(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
-    """Order 2: half the difference, as if the estimate in the middle held all the way. Order 3: `taylor`.
+    """Order 2: half the difference, as if the estimate in the middle were constant over the step. Order 3: `taylor`.
 
     Source: Lu et al. 2022, algorithm 2, "2M" (arXiv:2211.01095).
     """
@@ -196,8 +198,8 @@ def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Ten
     """The weight of the value at each node in the integral of the polynomial through them.
 
     Args:
-        nodes: where the values are.
-        moments: the integrals of 1, s, s^2 ..., as many as nodes.
+        nodes: Positions of the values.
+        moments: Integrals of 1, s, s^2 ..., as many as nodes.
     """
     weights: list[Tensor] = []
     for i, mine in enumerate(nodes):
@@ -214,16 +216,16 @@ def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Ten
 
 
 def gains(now: LinearStep, rule: Rule, order: int, most: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gains on the estimates of 0, 1, 2 ... calls ago, for steps that remember those that led to them.
+    """Gains on the estimates of 0, 1, 2 ... calls ago, for multistep methods.
 
     Args:
-        now: a table of the steps.
-        rule: the weights.
-        order: estimates that may be used.
-        most: the same, of each step; None: `order`.
+        now: Table of the steps.
+        rule: Rule of the weights.
+        order: Maximum number of estimates.
+        most: Maximum number of estimates of each step; None: `order`.
 
-    Where one of the steps before touched an end or did not move, the order falls to what is left. Returned with how
-    many estimates each step uses.
+    If one of the steps before touched an end or did not move, the order is reduced to the usable estimates. The second
+    result is the number of estimates of each step.
     """
     nodes = [ZERO]
     tiers: list[Tier] = []
@@ -245,7 +247,7 @@ def gains(now: LinearStep, rule: Rule, order: int, most: Tensor | None = None) -
 def highest_usable(
     tiers: Sequence[Tier], gains: Callable[[int], Sequence[Tensor]], otherwise: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """In every step and part of x the gains made from the most nodes that can be used there."""
+    """Gains from the largest number of nodes that can be used, in every step and part of x."""
     best = otherwise
     for usable, count in tiers:
         best = tuple(where(usable, new, old) for new, old in zip_longest(gains(count), best, fillvalue=0.0))
@@ -253,7 +255,7 @@ def highest_usable(
 
 
 def most_nodes(tiers: Sequence[Tier], column: Tensor) -> Tensor:
-    """How many nodes can be used in some part of x, for each step of a column; 0 without a tier."""
+    """Number of nodes that can be used in some part of x, for each step of a column; 0 without a tier."""
     most = torch.zeros(len(column), dtype=torch.long)
     for usable, count in tiers:
         most[in_any_part(usable)] = count
@@ -261,13 +263,13 @@ def most_nodes(tiers: Sequence[Tier], column: Tensor) -> Tensor:
 
 
 def steps_ago(column: Tensor, count: int) -> Tensor:
-    """A column of steps as it was that many steps ago; 0 before the first one."""
+    """A column of steps, shifted by `count` steps; 0 before the first one."""
     return torch.cat([torch.zeros_like(column[:count]), column[:-count]])
 
 
-def steps_left(grid: Schedule) -> Tensor:
-    """For each level how many steps there are from it to the end, without those that stand still."""
-    here, there = grid.steps
+def steps_left(schedule: Schedule) -> Tensor:
+    """Number of steps from each level to the end, without those that do not move."""
+    here, there = schedule.steps
     moves = (here.sigma != there.sigma).double()
     return torch.cat([moves, torch.zeros_like(moves[:1])]).flip(0).cumsum(0).flip(0)
 
@@ -276,7 +278,7 @@ def check_order(order: int, most: int) -> None:
     """Refuses an order outside 1 to `most`.
 
     Raises:
-        RecipeError: no such order.
+        RecipeError: The order does not exist.
     """
     if not 1 <= order <= most:
         raise RecipeError(f"order = {order}: must lie in 1 to {most}")

@@ -13,25 +13,25 @@ from unveil.types import NoiseLevel
 
 
 @level_by_level()
-def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> CoefficientTable:
+def consistency(schedule: Schedule, *, least: NoiseLevel | None = None) -> CoefficientTable:
     """Multistep consistency sampling: to the data in one call, back up to the next level with new noise, again.
 
-    A grid of one step is one-step sampling.
+    A schedule of one step is one-step sampling.
 
     Args:
-        grid: from noise to `least` or to the data.
-        least: the level at which the function was trained to give its input back, and whose noise its output
-            therefore still holds; None: the last level of the grid.
+        schedule: Schedule from noise to `least` or to the data.
+        least: Level at which the function was trained to return its input. Its output therefore still contains the
+            noise of this level. None: the last level of the schedule.
 
     Source: Song et al. 2023, algorithm 1 (arXiv:2303.01469), for any alpha.
     """
-    clean = grid[-1] if least is None else least
+    clean = schedule[-1] if least is None else least
     left = clean.sigma / clean.alpha
-    here, there = grid.steps
+    here, there = schedule.steps
     fall = here.sigma * there.alpha - there.sigma * here.alpha
     moves = elementary.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
     noise = elementary.sqrt(elementary.square(there.sigma) - elementary.square(there.alpha * left))
-    rows = rows_of(grid[:-1], 1.0 - moves, (moves * there.alpha,), moves * noise, spans=list(pairwise(grid)))
+    rows = rows_of(schedule[:-1], 1.0 - moves, (moves * there.alpha,), moves * noise, spans=list(pairwise(schedule)))
     return CoefficientTable(rows)
 
 

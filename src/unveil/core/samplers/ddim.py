@@ -16,16 +16,16 @@ from unveil.types import NoiseLevel
 
 
 @level_by_level()
-def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
-    """DDIM over any grid; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
+def ddim(schedule: Schedule, eta: float = 0.0) -> CoefficientTable:
+    """DDIM over any schedule; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain with fixed-small variance.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), for any pair of levels.
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
     ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
     beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
@@ -35,20 +35,20 @@ def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
     keep = elementary.safe_divide(direction, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
     gain = there.alpha - keep * here.alpha
-    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise, spans=list(pairwise(grid))))
+    return CoefficientTable(rows_of(schedule[:-1], keep, (gain,), noise, spans=list(pairwise(schedule))))
 
 
 @level_by_level()
-def encode(grid: Schedule) -> CoefficientTable:
-    """The same path from data to noise: `run(encode(grid), step, x0)` gives the noise that decodes to x0.
+def encode(schedule: Schedule) -> CoefficientTable:
+    """The same path from data to noise: `run(encode(schedule), step, x0)` gives the noise that decodes to x0.
 
-    The first step, where the data's own level has no noise for the network to find, takes its eps at the
-    level that it goes to.
+    The first step takes its eps at the level that it goes to, because the data itself contains no noise for the network
+    to predict.
 
     Source: Song et al. 2020, section 4.3 and eq. 14 (arXiv:2010.02502).
     """
-    there, here = (NoiseLevel(*(part.flip(0) for part in level)) for level in grid.steps)  # from data to noise
-    levels = list(grid)[::-1]
+    there, here = (NoiseLevel(*(part.flip(0) for part in level)) for level in schedule.steps)  # from data to noise
+    levels = list(schedule)[::-1]
     # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
     first = rows_of(levels[1:], there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,))
     keep = there.sigma / here.sigma
@@ -58,10 +58,10 @@ def encode(grid: Schedule) -> CoefficientTable:
 
 
 def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
-    """Between two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
+    """Interpolate two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
 
     Args:
-        weight: one for all samples, or (B,).
+        weight: Weight, one for all samples or (B,).
 
     Source: Shoemake 1985; Song et al. 2020, eq. 67 (arXiv:2010.02502).
     """

@@ -1,8 +1,8 @@
 """DPM-Solver and DPM-Solver++: exponential integrators in log-SNR, single-step and multistep.
 
-The linear part of the probability-flow ODE is solved exactly; what is left is the integral of x0 (DPM-Solver++) or
-eps (DPM-Solver) with an exponential weight, for which each method puts a polynomial through its estimates. `of` says
-which of the two; the coefficients of one are those of the other with alpha and sigma exchanged.
+The linear part of the probability-flow ODE is solved exactly. The rest is the integral of x0 (DPM-Solver++) or eps
+(DPM-Solver) with an exponential weight, for which each method fits a polynomial through its estimates. `of` selects x0
+or eps; the coefficients of one are those of the other with alpha and sigma exchanged.
 """
 
 from __future__ import annotations
@@ -45,72 +45,72 @@ from unveil.errors import RecipeError
 
 
 def dpm_multistep(
-    grid: Schedule, order: int = 2, *, of: Of = "x0", rule: Rule = midpoint, lower_below: float = 10
+    schedule: Schedule, order: int = 2, *, of: Of = "x0", rule: Rule = midpoint, lower_below: float = 10
 ) -> CoefficientTable:
     """DPM-Solver of order 1 to 3 from the estimates of earlier steps: one call a step.
 
     Args:
-        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
-        order: the first steps have fewer estimates, and a lower order.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        order: Order of the solver; the first steps have fewer estimates, and a lower order.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
         rule: `midpoint` or `taylor` as published, or `exact`, whose third order is one.
-        lower_below: with fewer steps than this the last ones fall to order 2 and 1, for stability; 0 never does.
+        lower_below: Number of steps below which the last steps have order 2 and 1, for stability; 0: never.
 
     Raises:
-        RecipeError: an order that does not exist, or eps from alpha = 0.
+        RecipeError: The order does not exist, or eps starts at alpha = 0.
 
     Source: Lu et al. 2022, algorithm 2, "2M" (arXiv:2211.01095); order 3 and lower_below: the authors' code.
     """
-    return _multistep(grid, order, of, rule, 0.0, 1.0, lower_below)
+    return _multistep(schedule, order, of, rule, 0.0, 1.0, lower_below)
 
 
-def dpmpp_2m(grid: Schedule, *, lower_below: float = 10) -> CoefficientTable:
+def dpmpp_2m(schedule: Schedule, *, lower_below: float = 10) -> CoefficientTable:
     """DPM-Solver++(2M): second order, one call a step, defined at both ends. See `dpm_multistep`."""
-    return dpm_multistep(grid, 2, lower_below=lower_below)
+    return dpm_multistep(schedule, 2, lower_below=lower_below)
 
 
-def dpmpp_3m(grid: Schedule, *, lower_below: float = 10) -> CoefficientTable:
+def dpmpp_3m(schedule: Schedule, *, lower_below: float = 10) -> CoefficientTable:
     """DPM-Solver++(3M) as published: a third estimate, at second order (see `taylor`). See `dpm_multistep`."""
-    return dpm_multistep(grid, 3, lower_below=lower_below)
+    return dpm_multistep(schedule, 3, lower_below=lower_below)
 
 
 def dpmpp_2m_sde(
-    grid: Schedule, eta: float = 1.0, *, rule: Rule = midpoint, noise_scale: float = 1.0
+    schedule: Schedule, eta: float = 1.0, *, rule: Rule = midpoint, noise_scale: float = 1.0
 ) -> CoefficientTable:
     """SDE-DPM-Solver++(2M): one call a step, with noise.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 1 is the reverse SDE, 0 gives `dpmpp_2m`.
         rule: `midpoint`, or `taylor`, which k-diffusion calls "heun".
-        noise_scale: multiplies the noise.
+        noise_scale: Factor of the noise.
 
     Source: Lu et al. 2022, "SDE-DPM-Solver++(2M)" (arXiv:2211.01095); eta and the rules as in k-diffusion.
     """
-    return _multistep(grid, 2, "x0", rule, eta, noise_scale, 0)
+    return _multistep(schedule, 2, "x0", rule, eta, noise_scale, 0)
 
 
-def dpmpp_3m_sde(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
+def dpmpp_3m_sde(schedule: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++(3M) with noise, as in k-diffusion. Arguments as `dpmpp_2m_sde`."""
-    return _multistep(grid, 3, "x0", taylor, eta, noise_scale, 0)
+    return _multistep(schedule, 3, "x0", taylor, eta, noise_scale, 0)
 
 
 @level_by_level()
 def _multistep(
-    grid: Schedule, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float
+    schedule: Schedule, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float
 ) -> CoefficientTable:
     check_order(order, 3)
-    now = linear_step(*grid.steps, of, eta)
-    weights, counts = gains(now, rule, order, order_per_step(grid, order, lower_below))
-    spans = list(pairwise(grid)) if eta else None
+    now = linear_step(*schedule.steps, of, eta)
+    weights, counts = gains(now, rule, order, order_per_step(schedule, order, lower_below))
+    spans = list(pairwise(schedule)) if eta else None
     return CoefficientTable(
-        rows_of(grid[:-1], now.keep, weights, noise_scale * now.noise, spans=spans, counts=counts), of
+        rows_of(schedule[:-1], now.keep, weights, noise_scale * now.noise, spans=spans, counts=counts), of
     )
 
 
-def order_per_step(grid: Schedule, order: int, lower_below: float) -> Tensor:
-    """The highest order of each step: that of the method, and below a number of steps what is left of them."""
-    left = steps_left(grid)
+def order_per_step(schedule: Schedule, order: int, lower_below: float) -> Tensor:
+    """The highest order of each step: that of the method, or with few steps the number of steps that remain."""
+    left = steps_left(schedule)
     return where((left[0] < lower_below) & (left[:-1] < order), left[:-1], float(order))
 
 
@@ -119,106 +119,107 @@ def order_per_step(grid: Schedule, order: int, lower_below: float) -> Tensor:
 
 @level_by_level()
 def dpm_singlestep(
-    grid: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
+    schedule: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
-    """DPM-Solver of order 1 to 3 that begins again with every step: as many calls a step as its order.
+    """Single-step DPM-Solver of order 1 to 3: as many calls a step as its order.
 
     The inner calls are at halves or thirds of the step in log-SNR. A step that touches an end is of order 1.
 
     Args:
-        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
-        orders: of every step, or of each.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        orders: Order of every step, or one for each step.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
-        rule: of the last stage, `farthest` or `exact` (published as "taylor").
+        rule: Rule of the last stage, `last_stage_only` or `exact` (published as "taylor").
 
     Raises:
-        RecipeError: an order that does not exist, or not as many as steps.
+        RecipeError: An order does not exist, or the number of orders is not the number of steps.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927); x0: algorithm 1, "2S" (arXiv:2211.01095).
     """
-    steps = len(grid) - 1
+    steps = len(schedule) - 1
     each = [orders] * steps if isinstance(orders, int) else list(orders)
     if len(each) != steps:
-        raise RecipeError(f"{len(each)} orders for a grid of {steps} steps: must be as many")
+        raise RecipeError(f"{len(each)} orders for a schedule of {steps} steps: must be as many")
     for order in set(each):
         check_order(order, 3)
-    steps = {order: inner_steps(grid, grid.steps, grid[:-1], order, of, rule) for order in set(each)}
+    steps = {order: inner_steps(schedule, schedule.steps, schedule[:-1], order, of, rule) for order in set(each)}
     return CoefficientTable(in_order([steps[order][number] for number, order in enumerate(each)]), of)
 
 
-def dpmpp_2s(grid: Schedule) -> CoefficientTable:
+def dpmpp_2s(schedule: Schedule) -> CoefficientTable:
     """DPM-Solver++(2S): second order, two calls a step, the inner one half-way. See `dpm_singlestep`."""
-    return dpm_singlestep(grid, 2)
+    return dpm_singlestep(schedule, 2)
 
 
 @level_by_level()
 def dpm_singlestep_on_schedule(
-    grid: Schedule, orders: int | Sequence[int] = 3, *, of: Of = "x0", rule: Rule = last_stage_only
+    schedule: Schedule, orders: int | Sequence[int] = 3, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
-    """Single steps whose inner calls are at the grid's own levels: one call for each of its steps.
+    """Single steps whose inner calls are at the schedule's own levels: one call for each of its steps.
 
     Args:
-        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
-        orders: how many of the grid's steps each single step takes; one number: `orders_for` that many calls.
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        orders: Number of the schedule's steps that each single step takes. One number: `orders_for` that many calls.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
-        rule: of the last stage, `farthest` or `exact`.
+        rule: Rule of the last stage, `last_stage_only` or `exact`.
 
     Raises:
-        RecipeError: an order that does not exist, or orders that do not sum to the grid's steps.
+        RecipeError: An order does not exist, or the orders do not sum to the schedule's steps.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927), with the authors' code's inner levels.
     """
-    steps = len(grid) - 1
+    steps = len(schedule) - 1
     each = orders_for(steps, orders) if isinstance(orders, int) else list(orders)
     if sum(each) != steps:
-        raise RecipeError(f"orders {each} take {sum(each)} calls, but the grid has {steps} steps")
+        raise RecipeError(f"orders {each} take {sum(each)} calls, but the schedule has {steps} steps")
     starts = list(accumulate(each, initial=0))[:-1]
     rows: dict[int, list[StepRow]] = {}  # by the number of the step's first level
     for order in set(each):
         check_order(order, 3)
         first = [start for start, own in zip(starts, each, strict=True) if own == order]
-        levels = [[grid[start + i] for start in first] for i in range(order + 1)]
+        levels = [[schedule[start + i] for start in first] for i in range(order + 1)]
         rows |= zip(first, single_steps(list(map(stacked, levels)), levels[:-1], of, rule), strict=True)
     return CoefficientTable(in_order([rows[start] for start in starts]), of)
 
 
 @level_by_level()
 def dpm_fast(
-    grid: Schedule, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0
+    schedule: Schedule, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0
 ) -> CoefficientTable:
-    """DPM-Solver-fast: single steps of order 3 and what is left, uniform in log-SNR between the grid's ends.
+    """DPM-Solver-fast: steps of order 3 and a rest of lower order, uniform in log-SNR between the schedule's ends.
 
     Args:
-        grid: only its ends count; a last step onto clean data is of order 1.
-        calls: of the network, without the one of such a last step; None: one for each step of the grid in all.
-        eta: of the noise added after each step, ancestral.
-        noise_scale: multiplies it.
+        schedule: Schedule, of which only the ends count; a last step onto clean data is of order 1.
+        calls: Number of network calls, without that of a last step onto clean data. None: one for each step of the
+            schedule in total.
+        eta: Share of the ancestral noise that is added after each step.
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: fewer than 1 call, or alpha = 0 at the first level.
+        RecipeError: alpha is 0 at the first level.
 
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927); eta as in k-diffusion.
     """
-    first, last = grid[0], last_noisy(grid)
-    linear_step(first, grid[-1], "eps")  # refuses alpha = 0
-    onto_data = bool((last.sigma != grid[-1].sigma).any())
-    calls = len(grid) - 1 - onto_data if calls is None else calls
+    first, last = schedule[0], last_noisy(schedule)
+    linear_step(first, schedule[-1], "eps")  # refuses alpha = 0
+    onto_data = bool((last.sigma != schedule[-1].sigma).any())
+    calls = len(schedule) - 1 - onto_data if calls is None else calls
     rows: list[StepRow] = []
     if bool((delta_lambda(first, last) != 0).any()):
         orders = orders_for(max(calls, 1), 3)
         ends = stacked([first]), stacked([last])
         shares = as_tensor([i / len(orders) for i in range(1, len(orders))])
-        inner = levels_of(between(grid, *ends, shares.reshape(-1, *(1,) * first.t.ndim))) if len(shares) else []
+        inner = levels_of(between(schedule, *ends, shares.reshape(-1, *(1,) * first.t.ndim))) if len(shares) else []
         levels = [first, *inner, last]
         here, there = stacked(levels[:-1]), stacked(levels[1:])
         down = clamp_level(sigma_down(here, there, eta)[0], ends[1]) if eta else there
         tables = here, down
-        steps = {o: inner_steps(grid, tables, levels[:-1], o, "eps", last_stage_only) for o in set(orders)}
+        steps = {o: inner_steps(schedule, tables, levels[:-1], o, "eps", last_stage_only) for o in set(orders)}
         steps = [steps[order][number] for number, order in enumerate(orders)]
         up = noise_scale * elementary.sqrt(elementary.square(there.sigma) - elementary.square(down.sigma))
         rows = with_noise(steps, up, list(pairwise(levels))) if eta else in_order(steps)
     if onto_data or not rows:
-        rows += stages([last, grid[-1]], "eps", last_stage_only)
+        rows += stages([last, schedule[-1]], "eps", last_stage_only)
     return CoefficientTable(rows, "eps")
 
 
@@ -226,51 +227,53 @@ def dpm_fast(
 
 
 @level_by_level()
-def dpmpp_2s_ancestral(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
+def dpmpp_2s_ancestral(schedule: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++(2S) to below each level, and noise up to it: two calls a step.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain.
-        noise_scale: multiplies the noise.
+        noise_scale: Factor of the noise.
 
     Source: Lu et al. 2022, algorithm 1 (arXiv:2211.01095), in k-diffusion's ancestral form.
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     down, up = sigma_down(here, there, eta) if eta else (there, ZERO)
-    steps = inner_steps(grid, (here, down), grid[:-1], 2, "x0", midpoint)
-    return CoefficientTable(with_noise(steps, noise_scale * up, list(pairwise(grid)) if eta else None))
+    steps = inner_steps(schedule, (here, down), schedule[:-1], 2, "x0", midpoint)
+    return CoefficientTable(with_noise(steps, noise_scale * up, list(pairwise(schedule)) if eta else None))
 
 
 @level_by_level()
-def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_scale: float = 1.0) -> CoefficientTable:
+def dpmpp_sde(
+    schedule: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_scale: float = 1.0
+) -> CoefficientTable:
     """DPM-Solver++ of the reverse SDE, single-step: two calls a step, noise at each.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 1 is the reverse SDE, 0 the ODE.
-        share: where the inner call is, as a part of the step in log-SNR, inside (0, 1].
-        noise_scale: multiplies the noise.
+        share: Position of the inner call, as a part of the step in log-SNR, inside (0, 1].
+        noise_scale: Factor of the noise.
 
     Raises:
-        RecipeError: a share outside (0, 1].
+        RecipeError: share is outside (0, 1].
 
     Source: k-diffusion's sample_dpmpp_sde, after Lu et al. 2022, algorithm 1 (arXiv:2211.01095).
     """
     if not 0 < share <= 1:
         raise RecipeError(f"share = {share}: the inner call must lie inside the step, in (0, 1]")
-    here, there = grid.steps
+    here, there = schedule.steps
     down, up = sigma_down(here, there, eta) if eta else (there, ZERO)
     whole = linear_step(here, down)
     usable = delta_lambda(here, there) != 0
-    middle = between(grid, here, there, share)
+    middle = between(schedule, here, there, share)
     inner = levels_of(middle)
     low, added = sigma_down(here, middle, eta) if eta else (middle, ZERO)
     part = linear_step(here, low)
-    spans = list(pairwise(grid))
-    firsts = list(zip(grid, inner, strict=False))
-    single = rows_of(grid[:-1], whole.keep, (whole.gain,), noise_scale * up, spans=spans)
-    first = rows_of(grid[:-1], part.keep, (part.gain,), noise_scale * added, saves_x=True, spans=firsts)
+    spans = list(pairwise(schedule))
+    firsts = list(zip(schedule, inner, strict=False))
+    single = rows_of(schedule[:-1], whole.keep, (whole.gain,), noise_scale * up, spans=spans)
+    first = rows_of(schedule[:-1], part.keep, (part.gain,), noise_scale * added, saves_x=True, spans=firsts)
     late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
     both = whole.gain * late, whole.gain * (1.0 - late)
     last = rows_of(inner, ZERO, both, noise_scale * up, saved_gain=whole.keep, spans=spans)

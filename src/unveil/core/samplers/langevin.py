@@ -24,53 +24,54 @@ from unveil.types import NoiseLevel, like
 # ---------------------------------------------------------------------- Langevin at given levels
 
 
-def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
-    """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
+def annealed_langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
+    """Langevin dynamics at every noisy level of a schedule in turn, so that modes mix at high noise.
 
-    Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
-    (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
+    If the schedule ends with clean data, the last call's estimate of x0 is the sample. A schedule that ends before
+    (`schedules.uniform` on a VE process, without `onto_data`) leaves the noise of its last level in the sample.
 
     Args:
-        grid: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
-        each: network calls at each noisy level.
-        size: of a step against the level's variance, inside (0, 1): it adds size sigma^2 score and
-            sqrt(2 size) sigma noise, where Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2.
-            See `improved_size`.
+        schedule: Schedule from noise to data; alpha is above 0 everywhere, because x / alpha goes from level to level.
+        each: Number of network calls at each noisy level.
+        size: Size of a step relative to the level's variance, inside (0, 1). A step adds size sigma^2 score and sqrt(2
+            size) sigma noise. Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2. See
+            `ncsnpp_step_size`.
 
     Raises:
-        RecipeError: a size or a number of calls that cannot be, or a level with alpha = 0.
+        RecipeError: The size or the number of calls is out of range, or alpha is 0 at a level.
 
     Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600), whose epsilon of 2e-5 at sigma_L = 0.01 is size 0.1;
         the last call: Jolicoeur-Martineau et al. 2020, section 3.1 (arXiv:2009.05475).
     """
-    return CoefficientTable(_dynamics(grid, list(grid), each, size))
+    return CoefficientTable(_dynamics(schedule, list(schedule), each, size))
 
 
-def langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
-    """Langevin dynamics at the cleanest noisy level alone, with as many calls as `annealed_langevin` would make.
+def langevin(schedule: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
+    """Langevin dynamics only at the cleanest noisy level, with as many calls as `annealed_langevin` makes.
 
-    It starts where the grid does. Modes that lie further apart than that level's noise do not mix.
+    It starts at the schedule's first level. Modes that are further apart than the noise of the cleanest level do not
+    mix.
 
     Source: Song & Ermon 2019, eq. 4 (arXiv:1907.05600). Arguments and errors are those of `annealed_langevin`.
     """
-    last = grid[0]
-    for level in grid:
+    last = schedule[0]
+    for level in schedule:
         last = NoiseLevel(*(where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
-    rows = _dynamics(grid, [last] * len(grid), each, size)
-    return CoefficientTable([StepRow(None, last.alpha / grid[0].alpha), *rows])
+    rows = _dynamics(schedule, [last] * len(schedule), each, size)
+    return CoefficientTable([StepRow(None, last.alpha / schedule[0].alpha), *rows])
 
 
-def ncsnpp_step_size(grid: Schedule, each: int) -> float:
+def ncsnpp_step_size(schedule: Schedule, each: int) -> float:
     """The size of step with which `each` steps at a level come nearest to its variance from that of the level before.
 
     Args:
-        grid: geometric in sigma / alpha; its first two levels are looked at.
-        each: calls at each level.
+        schedule: Schedule, geometric in sigma / alpha; only its first two levels are used.
+        each: Number of calls at each level.
 
     Source: Song & Ermon 2020, proposition 3 and technique 4 (arXiv:2006.09011): epsilon 6.2e-6 at sigma_L = 0.01,
         5 calls at each of 232 levels, is size 0.062.
     """
-    first, second = (float(level.sigma / level.alpha) for level in grid[:2])
+    first, second = (float(level.sigma / level.alpha) for level in schedule[:2])
     size = torch.logspace(-5, 0, 20001, dtype=torch.float64)[:-1]
     settled = 1 / (1 - size / 2)  # the variance that never-ending steps of this size leave, against the level's
     left = (1 - size) ** (2 * each) * ((first / second) ** 2 - settled) + settled
@@ -78,39 +79,39 @@ def ncsnpp_step_size(grid: Schedule, each: int) -> float:
 
 
 @level_by_level()
-def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
-    """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
+def _dynamics(schedule: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
+    """`each` calls at levels[k] for every level k of the schedule; the last of them goes to levels[k + 1].
 
     Parts with levels of their own are moved while they are at a level that they will leave, or have come to stay at.
     """
     if each < 1 or not 0 < size < 1:
         raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
-    table = grid.table
+    table = schedule.table
     lost = table.alpha == 0
     if bool(lost.any()):
         raise RecipeError(
             f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {table.t[lost][0]}; begin "
-            "the grid at a level with alpha > 0"
+            "the schedule at a level with alpha > 0"
         )
-    moved, called = _moved(grid), stacked(levels)
+    moved, called = _moved(schedule), stacked(levels)
     share = size * moved.double()
     columns = 1 - share, share * called.alpha, elementary.sqrt(2 * share) * called.sigma
     staying = _rows(levels, columns)
     ratio = called.alpha[1:] / called.alpha[:-1]
     keep, gain, noise = (ratio * column[:-1] for column in columns)
-    going = _rows(levels[:-1], _landing((keep, gain, noise), *grid.steps))
+    going = _rows(levels[:-1], _landing((keep, gain, noise), *schedule.steps))
     rows = [row for row, last in zip(staying, going, strict=False) for row in [row] * (each - 1) + [last]]
     return rows + [staying[-1]] * (each if bool(moved[-1].any()) else 0)
 
 
-def _moved(grid: Schedule) -> Tensor:
-    """True for the levels that are noisy, and left at the next, or come to for the rest of the grid."""
-    here, there = grid.steps
+def _moved(schedule: Schedule) -> Tensor:
+    """True for the noisy levels that the next step leaves, or that last for the rest of the schedule."""
+    here, there = schedule.steps
     leaves = ~_same(here, there)
     never = torch.zeros_like(leaves[:1])
-    clean = NoiseLevel(*(part[-1:] for part in grid.table))
-    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(grid.table, clean)
-    return (left | come) & (grid.table.sigma > 0)
+    clean = NoiseLevel(*(part[-1:] for part in schedule.table))
+    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(schedule.table, clean)
+    return (left | come) & (schedule.table.sigma > 0)
 
 
 _Columns = tuple[Tensor, Tensor, Tensor]  # of rows: keep, the gain and the noise
@@ -124,7 +125,7 @@ def _rows(
 
 
 def _landing(columns: _Columns, here: NoiseLevel, there: NoiseLevel) -> _Columns:
-    """The columns of steps, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+    """The columns of steps; a step onto clean data takes the estimate of x0, without noise."""
     keep, gain, noise = columns
     lands = (there.sigma == 0) & (here.sigma > 0)
     return where(lands, 0.0, keep), where(lands, there.alpha, gain), where(lands, 0.0, noise)
@@ -138,35 +139,35 @@ def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:
 
 
 @level_by_level()
-def euler_maruyama(grid: Schedule) -> CoefficientTable:
+def euler_maruyama(schedule: Schedule) -> CoefficientTable:
     """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
 
     The step onto clean data takes the estimate of x0 and adds no noise.
 
     Args:
-        grid: from noise to data, alpha above 0 where it begins: f is infinite otherwise.
+        schedule: Schedule from noise to data; alpha is above 0 at its start, because f is infinite otherwise.
 
     Raises:
-        RecipeError: alpha = 0 at a level that is called.
+        RecipeError: alpha is 0 at a level of a network call.
 
     Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     lost = here.alpha == 0
     if bool(lost.any()):
         raise RecipeError(
-            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
-            "alpha > 0, or use the sampler reverse-diffusion"
+            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the schedule at a level "
+            "with alpha > 0, or use the sampler reverse-diffusion"
         )
     width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
     keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
     noise = elementary.sqrt(-1.0 * width) * sde.diffusion(here)
     columns = _landing((keep, -1.0 * width * rate * here.alpha, noise), here, there)
-    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
+    return CoefficientTable(_rows(schedule[:-1], columns, list(pairwise(schedule))))
 
 
 @level_by_level()
-def reverse_diffusion(grid: Schedule) -> CoefficientTable:
+def reverse_diffusion(schedule: Schedule) -> CoefficientTable:
     """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
 
     a = alpha_t / alpha_s carries x forward and beta is the variance that is added on the way. The step onto clean
@@ -174,11 +175,11 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 46 and appendix E (arXiv:2011.13456).
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     ratio, beta = _forward(here, there)
     share = elementary.safe_divide(beta, elementary.square(here.sigma), 0.0)
     columns = _landing((2 - ratio - share, share * here.alpha, elementary.sqrt(beta)), here, there)
-    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
+    return CoefficientTable(_rows(schedule[:-1], columns, list(pairwise(schedule))))
 
 
 def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -210,14 +211,15 @@ def per_sample(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LangevinPlan:
-    """A Langevin step whose size gives the noise `1 / snr` times the length of the score's part.
+    """Langevin step whose size makes the noise `1 / snr` times as long as the part of the score.
 
     Args:
-        snr: of the paper: 0.16 where noise explodes, 0.01 for its variance-preserving networks.
-        steps: before each step of the predictor.
-        norm: of a noise or a score, (B,) or one number. The published code takes the mean over the batch; here
-            no sample depends on its neighbours.
-        largest: of a step against the level's variance, because the score is 0 at the top of a mode.
+        snr: Signal-to-noise ratio of the paper: 0.16 for variance-exploding networks, 0.01 for its variance-preserving
+            ones.
+        steps: Number of corrections before each step of the predictor.
+        norm: Norm of a noise or a score, (B,) or one number. The published code takes the mean over the batch; here no
+            sample depends on the others.
+        largest: Maximum size of a step relative to the level's variance, because the score is 0 at the top of a mode.
 
     Source: Song et al. 2021, algorithms 4 and 5 (arXiv:2011.13456).
     """
@@ -228,12 +230,12 @@ class LangevinPlan:
     largest: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot move x."""
+        """Check the ranges of the settings."""
         if not self.snr >= 0 or self.steps < 0:
             raise RecipeError(f"snr = {self.snr}, steps = {self.steps}: neither may be below 0")
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Tensor) -> Tensor:
-        """X + size sigma^2 score + sqrt(2 size) sigma z, size = 2 scale (snr |z| / |eps|)^2, score = -eps / sigma."""
+        """The next x, x + size sigma^2 score + sqrt(2 size) sigma z with size = 2 scale (snr |z| / |eps|)^2."""
         eps, sigma = estimate.eps, like(level.sigma, x)
         if scale.ndim:  # parts that stay do not count in the norms
             eps, noise = (like(scale != 0, x) * part for part in (eps, noise))
@@ -247,10 +249,10 @@ class PredictorCorrectorPlan:
     """Corrections at each level before the step from it.
 
     Args:
-        table: the predictor's rows.
-        levels: where each row's corrections are made.
-        corrector: that makes them.
-        scales: for each row, see `Corrector.move`.
+        table: Rows of the predictor.
+        levels: Noise level of each row's corrections.
+        corrector: Corrector of all levels.
+        scales: Scale of each row's corrections, see `Corrector.move`.
     """
 
     def __init__(
@@ -286,7 +288,7 @@ class PredictorCorrectorPlan:
 
 
 def predictor_corrector(
-    grid: Schedule,
+    schedule: Schedule,
     *,
     predictor: Callable[[Schedule], Plan] = reverse_diffusion,
     snr: float = 0.16,
@@ -295,20 +297,20 @@ def predictor_corrector(
     """Langevin corrections at each level, then a step to the next one.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         predictor: `euler_maruyama`, `reverse_diffusion`, `ancestral` or another sampler that is a table.
-        snr: of the corrector; smaller for more cautious steps.
-        corrections: at each level, a network call each.
+        snr: Signal-to-noise ratio of the corrector; a smaller value gives smaller steps.
+        corrections: Number of corrections at each level, each with one network call.
 
     Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `LangevinPlan`.
     """
-    table = predictor(grid)
-    if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
+    table = predictor(schedule)
+    if not isinstance(table, CoefficientTable) or len(table) != len(schedule) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
-    here, there = grid.steps
+    here, there = schedule.steps
     with level_by_level():
         scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
-    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales.unbind())
+    return PredictorCorrectorPlan(table, schedule[:-1], LangevinPlan(snr, corrections), scales.unbind())
 
 
 _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"

@@ -24,10 +24,10 @@ SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each l
 
 
 class SamplerState(NamedTuple):
-    """Where a run stands; saved, it can go on later.
+    """State of a run; a saved run can be resumed from it.
 
     past: the x0 (or eps) of earlier calls, newest first. saved_x: the x that a row saved, for rows that go back to it.
-    integrator_state: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
+    integrator_state: State of a plan with adaptive steps, such as its position and its next width.
     """
 
     x: Tensor
@@ -40,7 +40,7 @@ class SamplerState(NamedTuple):
 class SamplingProgress(NamedTuple):
     """State that a run shows after each network call. x is overwritten by later steps: clone it to keep it.
 
-    total is the number of rows, or None where the plan cannot know it before the run.
+    total is the number of rows, or None if the plan does not know it before the run.
     """
 
     state: SamplerState
@@ -58,7 +58,7 @@ class StepResult(NamedTuple):
 
 
 class Plan(Protocol):
-    """The steps of a run, worked out from a grid, or as it goes."""
+    """Steps of a run, computed from a schedule before the run, or during the run."""
 
     @property
     def total(self) -> int | None:
@@ -70,7 +70,7 @@ class Plan(Protocol):
         ...
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
+        """One step; `out` is a buffer like x that may be written, or x itself if x is not used again."""
         ...
 
 
@@ -106,14 +106,14 @@ def rows_of(
     """The rows of tables of coefficients, whose first axis counts the levels; a 0-d one is that of every row.
 
     Args:
-        levels: of the rows' calls.
-        keep: of the rows, as are gains, noise and saved_gain.
-        gains: on the newest estimate, the one before it and so on.
-        noise: of the rows.
-        saved_gain: of the rows.
-        saves_x: of all rows.
-        spans: of the rows.
-        counts: how many of the gains each row has; None: all.
+        levels: Noise levels of the rows' calls.
+        keep: Factors of x, one for each row.
+        gains: Gains on the newest estimate, the one before it and so on.
+        noise: Factors of the noise, one for each row.
+        saved_gain: Factors of the saved x, one for each row.
+        saves_x: True if every row saves its x.
+        spans: Levels of each row between which its noise is the increment of a Brownian path.
+        counts: Number of gains of each row; None: all.
     """
     size = len(levels)
     columns = zip(
@@ -154,7 +154,7 @@ def with_noise(
 
 
 def in_any_part(mask: Tensor) -> Tensor:
-    """For each step of a table of masks whether it is True in some part of x, (N,)."""
+    """True for each step of a table of masks that is True in some part of x, (N,)."""
     return mask.reshape(len(mask), -1).any(1)
 
 
@@ -202,8 +202,8 @@ class CoefficientTable:
     """A plan of rows of coefficients.
 
     Args:
-        rows: in order. What a row draws is noise(number of the row).
-        of: what their gains combine, "x0" or "eps"; use eps where a row reaches back to an eps whose x is gone.
+        rows: Rows, in order. The noise of a row is noise(number of the row).
+        of: Estimate that the gains combine, "x0" or "eps"; use eps if a row reaches back to an eps whose x is gone.
     """
 
     def __init__(self, rows: Iterable[StepRow], of: Literal["x0", "eps"] = "x0") -> None:
@@ -234,7 +234,7 @@ class CoefficientTable:
         """Row `state.number` applied.
 
         Raises:
-            RecipeError: the row adds noise and no source of it was given.
+            RecipeError: The row adds noise and there is no source of it.
         """
         row, factors = self.rows[state.number], self._factors[state.number]
         x, past = state.x, state.past
@@ -277,18 +277,18 @@ def run(
     noise: Noise | None = None,
     on_step: Callable[[SamplingProgress], object] | None = None,
 ) -> Tensor:
-    """Carry out a plan: from x at its first level to the sample at its last.
+    """Run a plan, from x at its first level to the sample at its last.
 
     Args:
-        plan: what a sampler returned.
-        step: the guided estimate.
+        plan: Plan that a sampler returned.
+        step: Guided denoiser.
         x: (B, ...) as `Schedule.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
-        on_step: called after each step; to stop, let it raise `errors.Cancelled`.
+        on_step: Function that is called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: the plan adds noise and no source of it was given.
-        NonFinite: x left the finite numbers; names the step and the level.
+        RecipeError: The plan adds noise and there is no source of it.
+        NonFinite: x is not finite; the error names the step and the level.
     """
     state = start = x if isinstance(x, SamplerState) else SamplerState(x)
     taken, due = 0, 1
@@ -310,12 +310,12 @@ def run(
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Return True if all of x is finite; a sum is the cheapest look at it."""
+    """Return True if all of x is finite; a sum is the cheapest test."""
     return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
 
 
 def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | None, most: int) -> NonFinite:
-    """Error that names where a run of `most` steps left the finite numbers: it is run again, every call checked."""
+    """Return the error that names the step that became non-finite; the run is repeated with every call checked."""
     place = ""
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -346,7 +346,7 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:
-        RecipeError: it has no source.
+        RecipeError: There is no source of noise.
     """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")
@@ -413,7 +413,7 @@ class SamplingRun:
         """Run the sampler and return its result, added to the base if there is one, (B, *shape).
 
         Raises:
-            NonFinite: A state is not finite.
+            NonFinite: x is not finite; the error names the step and the level.
         """
         plan = self.make_plan(self.schedule) if self.plan is None else self.plan
         x = self.start()

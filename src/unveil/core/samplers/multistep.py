@@ -27,55 +27,55 @@ from unveil.types import NoiseLevel, like
 
 
 @level_by_level()
-def lms(grid: Schedule, order: int = 4) -> CoefficientTable:
+def lms(schedule: Schedule, order: int = 4) -> CoefficientTable:
     """Adams-Bashforth on eps in r = sigma / alpha, for any spacing: one call a step, defined at sigma = 0.
 
     In y = x / alpha the path is dy/dr = eps, so the polynomial through the last estimates is integrated exactly.
 
     Args:
-        grid: from noise to data; begins at alpha > 0.
+        schedule: Schedule from noise to data, which begins at alpha > 0.
         order: 1 to 4; the first steps have fewer estimates, and a lower order.
 
     Raises:
-        RecipeError: an order that does not exist, or alpha = 0 at the first level.
+        RecipeError: The order does not exist, or alpha is 0 at the first level.
 
     Source: the linear multistep sampler of k-diffusion; rho-AB of Zhang & Chen 2022, section 3 (arXiv:2204.13902).
     """
     check_order(order, 4)
-    here, there = grid.steps
+    here, there = schedule.steps
     fall = elementary.safe_divide(there.sigma, there.alpha, 0.0) - elementary.safe_divide(here.sigma, here.alpha, 0.0)
     now = linear_step(here, there, "eps")._replace(reach=fall)
     weights, counts = gains(now, adams, order)
-    return CoefficientTable(rows_of(grid[:-1], now.keep, weights, counts=counts), "eps")
+    return CoefficientTable(rows_of(schedule[:-1], now.keep, weights, counts=counts), "eps")
 
 
 # ---------------------------------------------------------------------- in the process's own time
 
 
-def adams_bashforth(grid: Schedule, order: int = 2) -> AdamsBashforth:
+def adams_bashforth(schedule: Schedule, order: int = 2) -> AdamsBashforth:
     """Adams-Bashforth in t on the velocity dx/dt = alpha' x0 + sigma' eps, for any spacing: one call a step.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         order: 1 to 4; the first steps have fewer velocities, and a lower order.
 
     Raises:
-        RecipeError: an order that does not exist.
+        RecipeError: The order does not exist.
 
     Source: Adams & Bashforth 1883; the velocity as in Lipman et al. 2022, eq. 23 (arXiv:2210.02747).
     """
     check_order(order, 4)
-    return AdamsBashforth(grid, order)
+    return AdamsBashforth(schedule, order)
 
 
 class AdamsBashforth:
-    """Rows of gains on velocities, which are neither x0 nor eps, so that `CoefficientTable` cannot hold them."""
+    """Rows of gains on velocities, which are neither x0 nor eps and so do not fit into a `CoefficientTable`."""
 
     @level_by_level()
-    def __init__(self, grid: Schedule, order: int) -> None:
-        self.levels = list(grid[:-1])
+    def __init__(self, schedule: Schedule, order: int) -> None:
+        self.levels = list(schedule[:-1])
         self.order = order
-        here, there = grid.steps
+        here, there = schedule.steps
         width, straight = there.t - here.t, linear_step(here, there)
         weights, counts = gains(LinearStep(scalar(1.0), width, width), adams, order)
         rows = rows_of(self.levels, ZERO, weights, counts=counts)
@@ -130,7 +130,7 @@ BASHFORTH = (
 
 
 class WarmupSteps(NamedTuple):
-    """Rows of a step that has too few estimates behind it: calls along the step, each from its beginning.
+    """Rows of a step with too few earlier estimates: calls along the step, each from its beginning.
 
     nodes: where the calls after the first are, as shares of the step in t; each is reached with the newest eps.
     weights: of all calls' eps in the step itself, oldest first.
@@ -148,22 +148,22 @@ improved_euler = WarmupSteps((1.0,), (1 / 2, 1 / 2), 1)
 runge_kutta = WarmupSteps((0.5, 0.5, 1.0), (1 / 6, 2 / 6, 2 / 6, 1 / 6), 3)
 
 
-def plms(grid: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTable:
+def plms(schedule: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTable:
     """PLMS, the pseudo linear multistep method: an average of the last four eps, carried along as in DDIM.
 
-    Second order: the average's weights are those of an integral in even steps, but what carries it is not linear.
+    Second order: the average's weights are those of an integral in even steps, but the transfer is not linear.
 
     Args:
-        grid: from noise to data, evenly spaced in t or in log-SNR; begins at alpha > 0.
-        start: of the first steps: `improved_euler`, or `runge_kutta` (PNDM).
+        schedule: Schedule from noise to data, evenly spaced in t or in log-SNR, which begins at alpha > 0.
+        start: Method of the first steps: `improved_euler`, or `runge_kutta` (PNDM).
 
     Raises:
-        RecipeError: alpha = 0 at the first level.
+        RecipeError: alpha is 0 at the first level.
 
     Source: Liu et al. 2022, section 3 (arXiv:2202.09778): the transfer is DDIM's, the gradient is averaged.
     """
     with level_by_level():
-        here, there = grid.steps
+        here, there = schedule.steps
         now, moves = linear_step(here, there, "eps"), here.sigma != there.sigma
         age = _steps_moved(moves)
         weights = [(now.gain * weight).unbind() for weight in _averaged(age)]
@@ -175,37 +175,39 @@ def plms(grid: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTabl
         row_gains = [ZERO] * (called[-1] - called[-4:][0] + 1)
         for weight, call in zip(weights, reversed(called), strict=False):
             row_gains[called[-1] - call] = weight[number]
-        row = StepRow(grid[number], keep, tuple(row_gains))
+        row = StepRow(schedule[number], keep, tuple(row_gains))
         begins = starting[number]
-        rows += _started(grid, row, grid[number + 1], start, begins) if bool(begins.any()) else [row]
+        rows += _started(schedule, row, schedule[number + 1], start, begins) if bool(begins.any()) else [row]
     return CoefficientTable(rows, "eps")
 
 
 def _steps_moved(moves: Tensor) -> Tensor:
-    """How many steps in a row have moved before each step of a table, in each part of x."""
+    """Number of consecutive steps that have moved before each step of a table, in each part of x."""
     number = torch.arange(len(moves)).reshape(-1, *(1,) * (moves.ndim - 1))
     stopped = torch.where(moves, 0, number + 1).cummax(0).values
     return (number - torch.cat([torch.zeros_like(stopped[:1]), stopped[:-1]])).double()
 
 
-def pndm(grid: Schedule) -> CoefficientTable:
+def pndm(schedule: Schedule) -> CoefficientTable:
     """`plms` begun with Runge-Kutta's formula: four calls in each of the first three steps."""
-    return plms(grid, runge_kutta)
+    return plms(schedule, runge_kutta)
 
 
 def _averaged(age: Tensor) -> list[Tensor]:
-    """Weights of the estimates of 0, 1, 2, 3 steps ago, by how many there are."""
+    """Weights of the estimates of 0, 1, 2, 3 steps ago, by their number."""
     weights = [scalar(weight) for weight in (1.0, 0.0, 0.0, 0.0)]
     for have, better in enumerate(BASHFORTH):
         weights = [where(age >= have, new, old) for new, old in zip_longest(better, weights, fillvalue=0.0)]
     return weights
 
 
-def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Tensor) -> list[StepRow]:
-    """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
+def _started(
+    schedule: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Tensor
+) -> list[StepRow]:
+    """The rows of a step that restarts in some parts of x, while the others follow `row`."""
     here = row.level
     assert here is not None
-    nodes = [there if share == 1 else grid.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]
+    nodes = [there if share == 1 else schedule.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]
     nodes = [select_level(starting, node, there) for node in nodes]
     first = linear_step(here, nodes[0], "eps")
     newest, *older = row.gains

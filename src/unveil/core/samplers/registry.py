@@ -1,4 +1,4 @@
-"""Samplers by name, with what each declares: its order, its noise, its cost, and its invariance.
+"""Samplers by name, with their declared order, noise, cost and invariance.
 
 A module of this package lists its samplers as `SAMPLERS`. Another package names a `SamplerSpec` as an entry point of
 the group `unveil.samplers`.
@@ -26,27 +26,28 @@ GROUP = "unveil.samplers"
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler by name, with what it declares; `tests/core/test_listed.py` holds every one to its word.
+    """Sampler with its name and its declared properties, which `tests/core/test_listed.py` checks.
 
     Args:
-        name: in recipes and on the command line, such as "dpmpp-2m".
-        build: (grid, **options) -> Plan; its keyword arguments are the options.
-        source: paper with section, equation or algorithm.
-        order: of the error of a deterministic run against the number of steps; of a stochastic one, that of the
-            mean and covariance (weak order). None where none is claimed.
-        strong_order: order of the error on a fixed Brownian path, for stochastic ones that declare one.
-        stochastic: it draws noise with the options as they are.
-        calls: network calls of one step of the grid, on average over a long run; None where it adapts.
-        domain: "log-snr" gives the same sample under every process on one log-SNR grid; "time" depends on the
+        name: Name in recipes and on the command line, such as "dpmpp-2m".
+        build: (schedule, **options) -> Plan; its keyword arguments are the options.
+        source: Paper with section, equation or algorithm.
+        order: Order of the error of a deterministic run against the number of steps. Of a stochastic run: order of the
+            error of mean and covariance (weak order). None: no order is claimed.
+        strong_order: Order of the error on a fixed Brownian path, for stochastic samplers that declare one.
+        stochastic: True if the sampler draws noise with its options as they are.
+        calls: Number of network calls of one step of the schedule, on average over a long run; None: it adapts.
+        domain: "log-snr" gives the same sample under every process on one log-SNR schedule; "time" depends on the
             process's own time.
         start: log-SNR must be finite at the first level (alpha > 0) where this says "finite".
-        denoiser: what a step must return as x0: "mean", the mean of the data given x, or "consistency", the point
-            of the data that the deterministic path through x ends at.
-        couples_parts: the parts of one sample depend on each other, as norms over all of it or a choice by the number
-            of steps make them, so that parts with levels of their own are not sampled as they would be alone.
-        fine_options: options with which a fine grid gives the distribution itself, where the usual ones leave an
-            error that no grid removes; None where none does.
-        options: values that this entry fixes, for entries that share a builder.
+        denoiser: Meaning of the x0 that a step must return: "mean", the mean of the data given x, or "consistency", the
+            point of the data that the deterministic path through x ends at.
+        couples_parts: True if the parts of one sample depend on each other, for example by norms over the whole sample
+            or by a choice from the number of steps. Parts with levels of their own are then not sampled as separate
+            samples would be.
+        fine_options: Options with which a fine schedule gives the distribution itself, if the usual ones leave an error
+            that no schedule removes. None: no options do.
+        options: Values that this entry fixes, for entries that share a builder.
     """
 
     name: str
@@ -63,9 +64,9 @@ class SamplerSpec:
     fine_options: Mapping[str, Any] | None = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, grid: Schedule) -> Plan:
-        """The plan of this entry over a grid, with the options that it fixes."""
-        return self.build(grid, **self.options)
+    def plan(self, schedule: Schedule) -> Plan:
+        """Return the plan of this entry over a schedule, with the options that it fixes."""
+        return self.build(schedule, **self.options)
 
 
 @cache

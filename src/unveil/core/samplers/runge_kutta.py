@@ -1,8 +1,8 @@
 """Euler, Heun and midpoint steps, in the noise ratio sigma / alpha or in the process's own time; EDM's churn.
 
-Two families, named apart. In r = sigma / alpha the path of y = x / alpha is dy/dr = eps, whatever the process:
-"euler", "heun", "dpm2" give one sample on one log-SNR grid. In the process's own time the path is
-dx/dt = alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process to process.
+There are two families with different names. In r = sigma / alpha the path of y = x / alpha is dy/dr = eps for every
+process: "euler", "heun", "dpm2" give one sample on one log-SNR schedule. In the process's own time the path is dx/dt =
+alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process to process.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from unveil.types import NoiseLevel
 
 @level_by_level()
 def euler(
-    grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+    schedule: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
     """Euler steps in sigma / alpha: DDIM without noise, with EDM's churn before each step.
 
     Args:
-        grid: from noise to data.
-        s_churn: noise added in the whole run; each step raises sigma / alpha by s_churn / steps of itself, at most
-            sqrt(2) - 1.
-        s_tmin: no churn below this sigma / alpha.
-        s_tmax: no churn above this one.
-        s_noise: deviation of the noise that is added, near 1.
+        schedule: Schedule from noise to data.
+        s_churn: Amount of noise added in the whole run; each step raises sigma / alpha by s_churn / steps of itself, at
+            most sqrt(2) - 1.
+        s_tmin: Minimum of sigma / alpha for churn.
+        s_tmax: Maximum of sigma / alpha for churn.
+        s_noise: Deviation of the noise that is added, near 1.
 
     Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
     """
-    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
-    keep, gain = first_order_step(here, grid.steps[1])
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
+    keep, gain = first_order_step(here, schedule.steps[1])
     return CoefficientTable(in_order(raised, rows_of(levels, keep, (gain,))))
 
 
 @level_by_level()
 def heun(
-    grid: Schedule,
+    schedule: Schedule,
     *,
     node: float = 1.0,
     s_churn: float = 0.0,
@@ -60,25 +60,25 @@ def heun(
     """Second-order steps in sigma / alpha, the last one onto the data of first order; churn as in `euler`.
 
     Args:
-        grid: from noise to data.
-        node: where in the step the second call is, above 0: 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint's.
-        s_churn: see `euler`.
-        s_tmin: see `euler`.
-        s_tmax: see `euler`.
-        s_noise: see `euler`.
+        schedule: Schedule from noise to data.
+        node: Position of the second call in the step, above 0: 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint's.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
-    there = grid.steps[1]
-    between, inner = there, grid[1:]
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
+    there = schedule.steps[1]
+    between, inner = there, schedule[1:]
     if node != 1:
         place = _ratio(here) + node * (_ratio(there) - _ratio(here))
         # the step onto clean data is of first order, and a table of levels need not reach below its first
         place = where(_onto_data(there), math.nan, place)
         _check_overshoot(node, place, _ratio(there))
-        between = _at_ratio(grid, place, there)
+        between = _at_ratio(schedule, place, there)
         inner = levels_of(between)
     weight = where(there.sigma == 0, 0.0, 0.5 / node)
     return CoefficientTable(in_order(raised, _two_calls((levels, inner), here, between, there, weight)))
@@ -86,7 +86,7 @@ def heun(
 
 @level_by_level()
 def dpm2(
-    grid: Schedule,
+    schedule: Schedule,
     *,
     power: float = 0.0,
     s_churn: float = 0.0,
@@ -97,18 +97,19 @@ def dpm2(
     """The midpoint's slope over the whole step, where the middle is a mean of the two sigma / alpha.
 
     Args:
-        grid: from noise to data.
-        power: of the mean, 0 to 1: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 consistency models'.
-        s_churn: see `euler`.
-        s_tmin: see `euler`.
-        s_tmax: see `euler`.
-        s_noise: see `euler`.
+        schedule: Schedule from noise to data.
+        power: Power of the mean, 0 to 1. 0 is the geometric mean (DPM-Solver-2's middle in log-SNR), 1/3 is that of
+            consistency models.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
     """
-    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
-    there = grid.steps[1]
-    between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
+    there = schedule.steps[1]
+    between = _at_ratio(schedule, _mean(_ratio(here), _ratio(there), power), there)
     rows = _two_calls((levels, levels_of(between)), here, between, there, elementary.scalar(1.0))
     return CoefficientTable(in_order(raised, rows))
 
@@ -117,41 +118,41 @@ def dpm2(
 
 
 @level_by_level()
-def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
-    """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
+def euler_ancestral(schedule: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
+    """Euler steps to below the next level, and noise back up to it: DDIM with eta, on any process.
 
     Args:
-        grid: from noise to data.
+        schedule: Schedule from noise to data.
         eta: 0 adds no noise, 1 that of the ancestral chain.
-        noise_scale: factor of the noise.
+        noise_scale: Factor of the noise.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     below, noise = sigma_down(here, there, eta)
     keep, gain = first_order_step(here, below)
-    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise_scale * noise, spans=list(pairwise(grid))))
+    return CoefficientTable(rows_of(schedule[:-1], keep, (gain,), noise_scale * noise, spans=list(pairwise(schedule))))
 
 
 @level_by_level()
 def dpm2_ancestral(
-    grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0
+    schedule: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0
 ) -> CoefficientTable:
     """`dpm2`'s steps to below the next level, and noise back up to it.
 
     Args:
-        grid: from noise to data.
-        eta: see `euler_ancestral`.
-        noise_scale: see `euler_ancestral`.
-        power: see `dpm2`.
+        schedule: Schedule from noise to data.
+        eta: Share of the ancestral noise, see `euler_ancestral`.
+        noise_scale: Factor of the noise, see `euler_ancestral`.
+        power: Power of the mean, see `dpm2`.
 
     Source: the k-diffusion library.
     """
-    here, there = grid.steps
+    here, there = schedule.steps
     below, noise = sigma_down(here, there, eta)
-    between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
-    steps = _two_calls((grid[:-1], levels_of(between)), here, between, below, elementary.scalar(1.0))
-    return CoefficientTable(with_noise(steps, noise_scale * noise, list(pairwise(grid))))
+    between = _at_ratio(schedule, _mean(_ratio(here), _ratio(below), power), there)
+    steps = _two_calls((schedule[:-1], levels_of(between)), here, between, below, elementary.scalar(1.0))
+    return CoefficientTable(with_noise(steps, noise_scale * noise, list(pairwise(schedule))))
 
 
 def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Tensor]:
@@ -173,20 +174,20 @@ def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
 
 @level_by_level()
 def euler_time(
-    grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+    schedule: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
     """Euler steps in t: rectified flow's sampler, and EDM's ablation; the arguments are `euler`'s.
 
     Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
     (arXiv:2209.03003).
     """
-    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
-    return CoefficientTable(in_order(raised, _along(levels, here, grid.steps[1])))
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
+    return CoefficientTable(in_order(raised, _along(levels, here, schedule.steps[1])))
 
 
 @level_by_level()
 def heun_time(
-    grid: Schedule,
+    schedule: Schedule,
     *,
     node: float = 1.0,
     s_churn: float = 0.0,
@@ -199,16 +200,16 @@ def heun_time(
     Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
-    there = grid.steps[1]
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
+    there = schedule.steps[1]
     second = where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
     straight = in_any_part(second != 0).logical_not().tolist()
     width = there.t - here.t
     place = where(_onto_data(there), there.t, here.t + node * width)
     _check_overshoot(node, place, there.t)
-    between, inner = there, grid[1:]
+    between, inner = there, schedule[1:]
     if node != 1:
-        between = grid.process.at(place)
+        between = schedule.process.at(place)
         inner = levels_of(between)
     on_x, on_x0 = _velocity(here)
     then_x, then_x0 = _velocity(between)
@@ -230,7 +231,7 @@ def _along(levels: Sequence[NoiseLevel], here: NoiseLevel, there: NoiseLevel) ->
 
 
 def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """dx/dt as factors of x and x0; clean parts stand still."""
+    """dx/dt as factors of x and x0; clean parts do not move."""
     on_x = elementary.safe_divide(level.dsigma, level.sigma, 0.0)
     return on_x, where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
@@ -246,17 +247,17 @@ class Churn(NamedTuple):
     high: float
     noise: float
 
-    def raised(self, grid: Schedule) -> tuple[list[list[StepRow]], list[NoiseLevel], NoiseLevel]:
-        """For each step the row that leads up to a noisier level, if any, and the level that it begins at.
+    def raised(self, schedule: Schedule) -> tuple[list[list[StepRow]], list[NoiseLevel], NoiseLevel]:
+        """The row of each step that raises x to a noisier level, if any, and the level at which the step begins.
 
         The levels are returned as they are and as a table.
 
         Raises:
-            RecipeError: the process does not reach such a level.
+            RecipeError: The process does not reach such a level.
         """
-        here, there = grid.steps
+        here, there = schedule.steps
         if self.amount == 0:
-            return [[]] * len(here.t), list(grid[:-1]), here
+            return [[]] * len(here.t), list(schedule[:-1]), here
         ratio = _ratio(here)
         steps = _falls(here, there).sum(0).clamp(min=1.0)
         share = elementary.divide(self.amount, steps).clamp(max=math.sqrt(2) - 1)
@@ -265,20 +266,20 @@ class Churn(NamedTuple):
         rise = where(chosen, share, 0.0)
         higher = where(chosen & (rise != 0), ratio * (1 + rise), math.nan)
         try:
-            top = _at_ratio(grid, higher, here)
+            top = _at_ratio(schedule, higher, here)
         except RecipeError as error:
             raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
         # what y = x / alpha gains: the difference of the two r^2
         deviation = where(chosen, top.alpha * elementary.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
         keep = elementary.safe_divide(top.alpha, here.alpha, 1.0)
-        rows = rows_of([None] * len(ratio), keep, noise=self.noise * deviation, spans=list(pairwise(grid)))
+        rows = rows_of([None] * len(ratio), keep, noise=self.noise * deviation, spans=list(pairwise(schedule)))
         rises = in_any_part(rise != 0).tolist()
-        levels = [new if up else old for up, new, old in zip(rises, levels_of(top), grid, strict=False)]
+        levels = [new if up else old for up, new, old in zip(rises, levels_of(top), schedule, strict=False)]
         return [[row] if up else [] for up, row in zip(rises, rows, strict=True)], levels, top
 
 
 def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    """1 where a step goes on, 0 in parts of x that keep their level."""
+    """1 where a step lowers the level, 0 in parts of x that keep their level."""
     return (_ratio(there) < _ratio(here)).double()
 
 
@@ -337,12 +338,12 @@ def _mean(a: Tensor, b: Tensor, power: float) -> Tensor:
     return elementary.power(mean, 1 / power)
 
 
-def _at_ratio(grid: Schedule, ratio: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
+def _at_ratio(schedule: Schedule, ratio: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
     """The level of a sigma / alpha; `otherwise` where that is not a finite number or keeps a part's own level."""
     same = ~ratio.isfinite()
     if ratio.ndim > 1:
         same = same | (ratio == _ratio(otherwise))
-    level = grid.at(where(same, math.inf, -elementary.log(ratio)))
+    level = schedule.at(where(same, math.inf, -elementary.log(ratio)))
     return NoiseLevel(*(where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""Single steps of an exponential integrator, which make calls inside the step, as rows; and where their calls are."""
+"""Single steps of an exponential integrator as rows: calls inside the step, and the levels of these calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from unveil.types import NoiseLevel
 
 
 def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
-    """For the last stage of a single step: order 2 as `midpoint`, order 3 from the last inner estimate alone.
+    """Rule of the last stage of a single step: order 2 as `midpoint`, order 3 only from the last inner estimate.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927).
     """
@@ -39,7 +39,7 @@ def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
 
 
 def orders_for(calls: int, order: int) -> list[int]:
-    """Orders of single steps that take that many calls: the highest, and lower ones at the end.
+    """Orders of single steps that take `calls` calls: the highest, and lower ones at the end.
 
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927).
     """
@@ -52,27 +52,32 @@ def orders_for(calls: int, order: int) -> list[int]:
     return [order] * whole + [rest] * (rest > 0)
 
 
-def inner_nodes(grid: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
+def inner_nodes(schedule: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
     """The levels of single steps, as tables: here, those between at equal parts of the log-SNR, there."""
-    return [here, *(between(grid, here, there, i / order) for i in range(1, order)), there]
+    return [here, *(between(schedule, here, there, i / order) for i in range(1, order)), there]
 
 
 def inner_steps(
-    grid: Schedule, tables: tuple[NoiseLevel, NoiseLevel], levels: Sequence[NoiseLevel], order: int, of: Of, rule: Rule
+    schedule: Schedule,
+    tables: tuple[NoiseLevel, NoiseLevel],
+    levels: Sequence[NoiseLevel],
+    order: int,
+    of: Of,
+    rule: Rule,
 ) -> list[list[StepRow]]:
     """The rows of single steps with calls between their ends; one row for a step that touches an end.
 
     Args:
-        grid: whose process has the levels between.
-        tables: of the levels from and to which the steps go.
-        levels: from which they go.
-        order: calls of each step.
-        of: see `stages`.
-        rule: see `stages`.
+        schedule: Schedule whose process has the levels between.
+        tables: Tables of the levels from and to which the steps go.
+        levels: Levels from which the steps go.
+        order: Number of calls of each step.
+        of: Estimate that is combined, see `stages`.
+        rule: Rule of the last stage, see `stages`.
     """
     here, there = tables
     inside = in_any_part(delta_lambda(here, there) != 0).tolist()
-    nodes = inner_nodes(grid, here, there, order)
+    nodes = inner_nodes(schedule, here, there, order)
     steps = single_steps(nodes, [levels, *map(levels_of, nodes[1:-1])], of, rule)
     if all(inside):
         return steps
@@ -96,10 +101,10 @@ def single_steps(
     """The rows of each of the single steps of a table, see `stages`.
 
     Args:
-        nodes: tables of the steps' first levels, second levels and so on.
-        levels: the same, without the last ones, which are not called.
-        of: the estimate that is combined.
-        rule: of the last stage.
+        nodes: Tables of the steps' first levels, second levels and so on.
+        levels: Levels of the nodes, without the last ones, which are not called.
+        of: Estimate that is combined.
+        rule: Rule of the last stage.
     """
     first = linear_step(nodes[0], nodes[1], of)
     calls = [rows_of(levels[0], first.keep, (first.gain,), saves_x=len(nodes) > 2)]
@@ -114,9 +119,9 @@ def single_steps(
 
 
 def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list[Tensor], Tensor]:
-    """From the first level to the last: what x is kept with, the gains of the estimates at the others, oldest first.
+    """Step from the first level to the last: the factor of x, and the gains of the estimates, oldest first.
 
-    The third is where that makes sense: where neither touches an end.
+    The third result is the mask of the parts for which this is possible: the step does not touch an end.
     """
     whole = linear_step(nodes[0], nodes[-1], of)
     reaches = [linear_step(nodes[0], node, of).reach for node in nodes[1:-1]]
@@ -127,18 +132,18 @@ def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
-def first_with_signal(grid: Schedule) -> NoiseLevel:
+def first_with_signal(schedule: Schedule) -> NoiseLevel:
     """The first level with some signal in it, part by part."""
-    first = grid[0]
-    for level in grid[1:]:
+    first = schedule[0]
+    for level in schedule[1:]:
         first = select_level(first.alpha > 0, first, level)
     return first
 
 
-def last_noisy(grid: Schedule) -> NoiseLevel:
+def last_noisy(schedule: Schedule) -> NoiseLevel:
     """The last level above clean data, part by part; the first one in parts that are clean throughout."""
-    last = grid[0]
-    for level in grid:
+    last = schedule[0]
+    for level in schedule:
         last = select_level(level.sigma > 0, level, last)
     return last
 

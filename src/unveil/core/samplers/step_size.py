@@ -17,27 +17,27 @@ Across = Callable[[Tensor], Tensor]
 
 
 def per_sample_norm(squares: Tensor) -> Tensor:
-    """Every sample by itself."""
+    """Norm of every sample by itself."""
     return squares.sqrt()
 
 
 def max_error(squares: Tensor) -> Tensor:
-    """The worst sample decides for all, as in DPM-Solver's code."""
+    """Norm of the worst sample for all, as in DPM-Solver's code."""
     return squares.max().sqrt().expand_as(squares)
 
 
 def batch_norm(squares: Tensor) -> Tensor:
-    """The batch as one long vector, as in k-diffusion."""
+    """Norm of the batch as one long vector, as in k-diffusion."""
     return squares.mean().sqrt().expand_as(squares)
 
 
 def data_unit(level: NoiseLevel) -> Tensor:
-    """Errors are measured in x / alpha, so that the process does not matter."""
+    """Unit of x / alpha, so that errors do not depend on the process."""
     return level.alpha
 
 
 def x_unit(level: NoiseLevel) -> Tensor:
-    """Errors are measured in x itself, as in DPM-Solver's code."""
+    """Unit of x itself, as in DPM-Solver's code."""
     return torch.ones_like(level.t)
 
 
@@ -46,11 +46,11 @@ class Tolerance:
     """Tolerance of the two orders' difference: by max(absolute, relative |x|) in every element, in the mean square.
 
     Args:
-        absolute: the default is two steps of 8-bit pixels in [-1, 1].
-        relative: to x, of the lower order or of the step before, whichever is larger.
-        across: `each`, `worst` or `together`.
-        unit: `data_unit` or `x_unit`.
-        slack: so near to its end in log-SNR a sample has arrived.
+        absolute: Absolute tolerance; the default is two steps of 8-bit pixels in [-1, 1].
+        relative: Tolerance relative to x, of the lower order or of the step before, whichever is larger.
+        across: Norm over a batch: `per_sample_norm`, `max_error` or `batch_norm`.
+        unit: Unit of the error: `data_unit` or `x_unit`.
+        slack: Distance to the end in log-SNR at which a sample counts as finished.
 
     Source: Lu et al. 2022, the adaptive step size's appendix (arXiv:2206.00927).
     """
@@ -63,7 +63,7 @@ class Tolerance:
 
 
 class StepDecision(NamedTuple):
-    """Verdict on a step, the width to try next, and what the controller must remember."""
+    """Decision on a step, the next width to try, and the state of the controller."""
 
     good: bool
     width: float
@@ -88,8 +88,8 @@ class IController:
     """DPM-Solver's own: the next width is safety (1 / error)^(1 / order) of this one; an error of 1 is good.
 
     Args:
-        safety: keeps the next error below 1.
-        first: the first width, in log-SNR.
+        safety: Factor of the width that keeps the next error below 1.
+        first: First width, in log-SNR.
 
     Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927).
     """
@@ -108,11 +108,11 @@ class PIDController:
     """A controller with proportional, integral and derivative parts, and a limit on what one step may change.
 
     Args:
-        proportional: weight of the change of the error.
-        integral: weight of the error.
-        derivative: weight of the change of its change.
-        safety: a step stands when the factor on the width is at least this.
-        first: the first width, in log-SNR.
+        proportional: Weight of the change of the error.
+        integral: Weight of the error.
+        derivative: Weight of the change of the error's change.
+        safety: Minimum factor on the width at which a step is accepted.
+        first: First width, in log-SNR.
 
     Source: Soederlind 2003, "Digital filters in adaptive time-stepping"; the limiter 1 + atan(factor - 1): Soederlind
     and Wang 2006, "Adaptive time-stepping and computational stability"; the safety is k-diffusion's.

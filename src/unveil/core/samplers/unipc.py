@@ -1,4 +1,4 @@
-"""UniPC: a multistep predictor, and a corrector that uses the next step's own call, so that it costs nothing."""
+"""UniPC: a multistep predictor, and a corrector that uses the next step's own call and so costs no call."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ varying = exact
 
 @level_by_level()
 def unipc(
-    grid: Schedule,
+    schedule: Schedule,
     order: int = 3,
     *,
     of: Of = "x0",
@@ -67,28 +67,29 @@ def unipc(
     one row: what the corrector adds is a sum of estimates, like the next prediction. The last x is not corrected.
 
     Args:
-        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
-        order: of the predictor; the first steps have fewer estimates, and a lower order.
-        of: the estimate that is combined, "x0" or "eps".
+        schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
+        order: Order of the predictor; the first steps have fewer estimates, and a lower order.
+        of: Estimate that is combined, "x0" or "eps".
         predict: `b1`, `b2` or `varying`.
-        correct: the same of the corrector; its first node is where the corrected step began, the second its end.
-        lower_below: with fewer steps than this the last ones fall to order 2 and 1: always, as published; 0 never.
+        correct: Rule of the corrector; its first node is the start of the corrected step, the second its end.
+        lower_below: Number of steps below which the last steps have order 2 and 1. The default is always, as published;
+            0: never.
 
     Raises:
-        RecipeError: an order that does not exist, or eps from alpha = 0.
+        RecipeError: The order does not exist, or eps starts at alpha = 0.
 
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
     check_order(order, 3)
-    now = linear_step(*grid.steps, of)
-    left, most = steps_left(grid)[1:], order_per_step(grid, order, lower_below)
+    now = linear_step(*schedule.steps, of)
+    left, most = steps_left(schedule)[1:], order_per_step(schedule, order, lower_below)
     predicted, counts = gains(now, predict, order, most)
     correction, corrected = _correction(now, (predicted, counts), correct, order, where(left > 0, most, 0.0))
     before = [steps_ago(gain, 1) for gain in correction]
     counts = torch.maximum(counts, steps_ago(corrected, 1))
     # the corrected x is carried along, and the prediction added
     both = [now.keep * old + new for old, new in zip_longest(before, predicted, fillvalue=ZERO)]
-    return CoefficientTable(rows_of(grid[:-1], now.keep, both, counts=counts), of)
+    return CoefficientTable(rows_of(schedule[:-1], now.keep, both, counts=counts), of)
 
 
 def _correction(
@@ -96,7 +97,8 @@ def _correction(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Correction of x by the call at a step's end, as gains on that call and those before it, and their number.
 
-    Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
+    There is no correction if the step touches an end or is the last. It uses fewer estimates if an earlier step touched
+    an end.
     """
     predicted, counts = prediction
     nodes = [ZERO, scalar(1.0)]

@@ -346,7 +346,7 @@ class SqrtSizeShiftSection(Section):
     shift: float = Field(default=1.0, gt=0)
 
     def build(self) -> SqrtSizeShift:
-        """The process of samples of this size; `sized` is that of others."""
+        """The process of samples of this size; `resized` returns that of others."""
         return SqrtSizeShift(self.process.build(), self.shift, math.prod(self.size))
 
 

@@ -89,7 +89,7 @@ class SampleConfig(Section):
         steps: Number of steps of the schedule; most samplers make one network call in each, without guidance.
         eta: Share of the ancestral chain's noise, for samplers that take it; none: the sampler's default.
         options: Further settings of the sampler, by name.
-        schedule: Noise schedule: a name in `core.schedules.GRIDS`, a respacing string such as "250", or a list of
+        schedule: Noise schedule: a name in `core.schedules.SCHEDULES`, a respacing string such as "250", or a list of
             falling t.
         threshold: Thresholding of the predicted x0 to [-1, 1].
     """
@@ -119,7 +119,7 @@ class SampleConfig(Section):
     @classmethod
     def _is_ours(cls, schedule: Any) -> Any:
         """Return our name of a schedule that is named as other programs name it."""
-        names = schedules.GRIDS | schedules.SCHEDULED
+        names = schedules.SCHEDULES | schedules.SCHEDULED
         if not isinstance(schedule, str) or schedule in names:
             return schedule
         ours = foreign_names.schedule(schedule, names)
@@ -176,11 +176,11 @@ class SampleConfig(Section):
             return schedules.get_schedule(process, self.schedule, self.steps)
         return schedules.from_times(process, self.schedule)
 
-    def plan(self, grid: Schedule, variance: VarianceRule, shift: Shift | None = None) -> Plan:
+    def plan(self, schedule: Schedule, variance: VarianceRule, shift: Shift | None = None) -> Plan:
         """Return the sampler over a noise schedule.
 
         Args:
-            grid: Noise schedule.
+            schedule: Noise schedule.
             variance: Variance of the model, for samplers that take one.
             shift: Shift of the mean, for samplers that take one.
         """
@@ -190,7 +190,7 @@ class SampleConfig(Section):
         if self.eta is not None:
             arguments["eta"] = self.eta
         arguments |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in parameters}
-        return entry.build(grid, **arguments)
+        return entry.build(schedule, **arguments)
 
     @property
     def takes_shift(self) -> bool:

@@ -219,7 +219,7 @@ def change(raw: dict[str, Any], path: str, value: Any) -> None:
     """Sets a value at a dotted path in place; a former name is read as the new one, with a warning.
 
     Raises:
-        RecipeError: As `assign`.
+        RecipeError: As in `assign`.
     """
     former = migration.Former(f"{path}={value}")
     assign(raw, *migration.migrate_path(raw, path, value, former))

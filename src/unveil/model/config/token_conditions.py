@@ -22,7 +22,7 @@ class LabelTokenSection(Section):
     """A class, as one token that cross-attention reads.
 
     Attributes:
-        classes: Number of classes that of "none" included where labels are dropped: it is the last.
+        num_classes: Number of classes. If labels are dropped, it includes the class "none", which is the last.
         names: Names of the others.
         drop_prob: Probability that training drops the label, which guidance needs.
     """
