@@ -108,7 +108,7 @@ def log_density(
         atol: Absolute tolerance per element of y, which has about unit variance.
 
     Raises:
-        RecipeError: There is no probe, or the log-SNR of an end is infinite.
+        RecipeError: The number of probes is 0, or the log-SNR of an end is infinite.
         NonFinite: The estimate is not finite, or no step is small enough.
 
     Source: Song et al. 2021, eq. 39 and 40 (arXiv:2011.13456); Hutchinson 1990.

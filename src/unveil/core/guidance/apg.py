@@ -61,7 +61,7 @@ def apg(
     Args:
         conditional: Denoiser with the condition.
         null: Denoiser without the condition.
-        scale: Guidance scale, as in `cfg`; 1 is no guidance and does not call the null step.
+        scale: Guidance scale, as in `cfg`; 1: without guidance and without a call of the null step.
         parallel: Share of the part along the conditional x0 that is kept (the paper's eta).
         radius: Maximum norm of the difference over all numbers of a sample (the paper's r: 2.5 to 20).
         momentum: Momentum of this run; None: no momentum.

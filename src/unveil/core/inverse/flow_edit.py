@@ -25,7 +25,7 @@ def flow_edit(
     The paper moves the data by the difference of two velocities. Here the state is the difference of the noised
     results, for which the difference of the estimates of x0 is the same under every process. The source is not a part
     of the state. What both estimates have in common is therefore kept to the bit, independent of the sampler's errors.
-    A sampler must not add noise of its own.
+    The sampler must be deterministic.
 
     Args:
         step: Denoiser, guided towards the new condition.

@@ -346,7 +346,7 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:
-        RecipeError: There is no source of noise.
+        RecipeError: The plan adds noise, and its source is missing.
     """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")

@@ -97,8 +97,8 @@ def _correction(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Correction of x by the call at a step's end, as gains on that call and those before it, and their number.
 
-    There is no correction if the step touches an end or is the last. It uses fewer estimates if an earlier step touched
-    an end.
+    A step that touches an end, and the last step, have no correction. The correction uses fewer estimates if an earlier
+    step touched an end.
     """
     predicted, counts = prediction
     nodes = [ZERO, scalar(1.0)]
