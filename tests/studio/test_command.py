@@ -25,7 +25,7 @@ def test_the_page_continues_after_a_killed_server(browser: Any, tmp_path: Path):
     try:
         page.goto(f"http://127.0.0.1:{server.port}/")  # which leads to a language
         page.wait_for_selector("#image-go")
-        begun(page, "a large ring", 5_000)
+        begun(page, "a large ring", 9_000)
         page.wait_for_selector("#image-status [data-state=running]")
         running = page.locator("#image-status [data-state]").get_attribute("data-job")
         server.kill()

@@ -15,7 +15,7 @@ pytest.importorskip("gradio")
 
 from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
-from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked, settled
 from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.files import write_tensors
 from unveil.io.images import png
@@ -179,10 +179,15 @@ def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(p
 def test_a_draft_survives_a_reload(page: Any, studio: Server):
     begun(page, "a ring", 2)
     first = ended(page, "image")
-    page.locator("#image-prompt textarea").fill("a large cross on green")
-    page.get_by_label("Number of images").fill("2")
-    page.locator("#image-task").get_by_label("Upscale").check()
-    page.wait_for_function("localStorage.getItem('unveil-image-typed')")
+    changes = (
+        lambda: page.locator("#image-prompt textarea").fill("a large cross on green"),
+        lambda: page.get_by_label("Number of images").fill("2"),
+        lambda: page.locator("#image-task").get_by_label("Upscale").check(),
+    )
+    for change in changes:
+        before = page.evaluate("localStorage.getItem('unveil-image-typed')")
+        change()
+        page.wait_for_function("before => localStorage.getItem('unveil-image-typed') !== before", arg=before)
     page.reload()
     page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
     page.wait_for_function("document.querySelector('#image-task input[value=upscale]')?.checked")
@@ -206,6 +211,7 @@ def test_a_mask_file_replaces_the_brush_and_is_restored(page: Any, studio: Serve
     page.get_by_label("Inpaint").check()
     page.locator("#image-mask input[type=file]").set_input_files(tmp_path / "mask.png")
     page.wait_for_selector("#image-mask img")
+    settled(page)
     begun(page, "a red circle on green", 4)
     second = another(page, "image", first)
     after = decoded(files(studio, second)[0])
