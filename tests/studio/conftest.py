@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,26 +136,18 @@ def begun(page: Any, text: str, steps: int) -> None:
 
 
 def painted(page: Any, part: str) -> None:
-    """Paint a stroke from the centre of an image editor, and wait until the page has sent it."""
+    """Paint a stroke from the centre of an image editor."""
     canvas = page.locator(f"#{part}-editor canvas").first
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
     page.wait_for_timeout(1500)  # the editor lays out the image with a delay
-    sent, done = list[Any](), list[Any]()
-    page.on("request", lambda one: sent.append(one) if "component_server" in one.url else None)
-    for end in ("requestfinished", "requestfailed"):
-        page.on(end, lambda one: done.append(one) if "component_server" in one.url else None)
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y - 40)
     page.mouse.down()
     page.mouse.move(x, y, steps=4)
     page.mouse.up()
-    until, seen = time.monotonic() + LONG_MS / 1000, -1
-    while not sent or len(sent) > len(done) or len(sent) > seen:  # until nothing more is sent
-        assert time.monotonic() < until, f"{len(sent)} parts of the stroke were sent, and {len(done)} arrived"
-        seen = len(sent)
-        page.wait_for_timeout(500)
+    page.wait_for_timeout(500)  # the editor records a stroke with a delay
 
 
 def picked(page: Any, part: str, name: str) -> None:

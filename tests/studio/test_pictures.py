@@ -142,7 +142,7 @@ def test_new_files_in_the_models_folder_are_chosen_and_used(page: Any, studio: S
 
 
 def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
-    page.locator("#image-prompt textarea").fill("a ring")
+    page.locator("#image-prompt textarea").fill("a small ring on white")
     page.get_by_role("button", name="X/Y/Z plot of samplers, steps and guidance scales").click()
     page.get_by_label("heun", exact=True).check()
     page.get_by_label("euler-time", exact=True).check()
@@ -150,7 +150,8 @@ def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.get_by_label("Guidance scales to compare").fill("1, 4")
     page.get_by_role("button", name="Generate the plot").click()
     page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
-    rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
+    jobs = studio.service.queue.jobs("completed")
+    rings = [job.request for job in jobs if job.request["prompt"] == "a small ring on white"]
     made = {(one["sampler"], one["steps"], one["guidance_scale"]) for one in rings}
     assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
     page.get_by_label("Steps to compare").fill("many")
