@@ -180,15 +180,12 @@ def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(p
 def test_a_draft_survives_a_reload(page: Any, studio: Server):
     begun(page, "a ring", 2)
     first = ended(page, "image")
-    changes = (
-        lambda: page.locator("#image-prompt textarea").fill("a large cross on green"),
-        lambda: page.get_by_label("Number of images").fill("2"),
-        lambda: page.locator("#image-task").get_by_label("Upscale").check(),
-    )
-    for change in changes:
-        before = page.evaluate("localStorage.getItem('unveil-image-typed')")
-        change()
-        page.wait_for_function("before => localStorage.getItem('unveil-image-typed') !== before", arg=before)
+    page.locator("#image-prompt textarea").fill("a large cross on green")
+    page.get_by_label("Number of images").fill("2")
+    page.get_by_label("Number of images").press("Tab")
+    before = page.evaluate("localStorage.getItem('unveil-image-typed')")
+    page.locator("#image-task").get_by_label("Upscale").check()
+    page.wait_for_function("before => localStorage.getItem('unveil-image-typed') !== before", arg=before)
     page.reload()
     page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
     page.wait_for_function("document.querySelector('#image-task input[value=upscale]')?.checked")
