@@ -32,7 +32,7 @@ def test_the_page_continues_after_a_killed_server(browser: Any, tmp_path: Path):
         server = Served(tmp_path / "service", verb="studio", port=server.port)
         page.reload()
         page.wait_for_selector(f"#image-status [data-state=running][data-job='{running}']")
-        assert page.locator("#image-prompt textarea").input_value() == "a large ring"
+        page.wait_for_function("document.querySelector('#image-prompt textarea').value === 'a large ring'")
         page.locator("#image-cancel").click()
         assert ended(page, "image", "cancelled") == running
         chosen(page, "video")

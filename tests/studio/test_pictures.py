@@ -165,7 +165,7 @@ def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(p
     running = page.locator("#image-status [data-state]").get_attribute("data-job")
     page.reload()
     page.wait_for_selector(f"#image-status [data-job='{running}']")
-    assert page.locator("#image-prompt textarea").input_value() == "a large ring"
+    page.wait_for_function("document.querySelector('#image-prompt textarea').value === 'a large ring'")
     page.get_by_role("link", name="中文").click()
     page.wait_for_selector(f"#image-status [data-job='{running}']")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
