@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+
+from tests.cli.process import unveil, unveil_each
 
 ROOT = Path(__file__).parents[2]
 SAMPLER = '''"""DDIM steps that draw a share of the noise again."""
@@ -98,13 +98,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def unveil(*words: object, code: int = 0) -> str:
-    command = [sys.executable, "-m", "unveil", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stderr if code else done.stdout
-
-
 @pytest.mark.parametrize("source", [SAMPLER, DATA])
 def test_the_guide_shows_the_module_of_the_test(source: str):
     guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -113,13 +106,15 @@ def test_the_guide_shows_the_module_of_the_test(source: str):
 
 def test_a_new_sampler_is_listed_and_draws_images_that_regenerate(site: Path):
     install(site, "renoise_sampler", SAMPLER, "unveil.samplers", "renoise = renoise_sampler:SPEC")
-    listed = {entry["name"]: entry for entry in json.loads(unveil("inspect", "samplers", "--json"))["samplers"]}
+    words = ("sample", "ddpm-digits", "--label", 3, "--steps", 4)
+    samplers, *_ = unveil_each(
+        ("inspect", "samplers", "--json"),
+        (*words, "--eta", 0, "--sampler", "ddim", "-o", "ddim.png"),
+        (*words, "--sampler", "renoise", "options.fresh=0", "-o", "plain.png"),
+        (*words, "--sampler", "renoise", "-o", "fresh.png"),
+    )
+    listed = {entry["name"]: entry for entry in json.loads(samplers)["samplers"]}
     assert listed["renoise"]["settings"] == ["fresh"]
-    words = ("sample", "ddpm-digits", "--label", 3, "--steps", 4, "--eta", 0)
-    unveil(*words, "--sampler", "ddim", "-o", "ddim.png")
-    words = words[:-2]
-    unveil(*words, "--sampler", "renoise", "options.fresh=0", "-o", "plain.png")
-    unveil(*words, "--sampler", "renoise", "-o", "fresh.png")
     with Image.open("ddim.png") as ddim, Image.open("plain.png") as plain, Image.open("fresh.png") as fresh:
         assert plain.tobytes() == ddim.tobytes()
         assert fresh.tobytes() != ddim.tobytes()
@@ -140,10 +135,10 @@ def test_a_new_kind_of_data_trains_a_model(site: Path):
     problem = unveil("train", "stripes.yaml", "-o", "run", code=2)
     assert "data.kind = 'stripes': must be one of digits, fashion," in " ".join(problem.split())
     install(site, "stripes_data", DATA, "unveil.data", "stripes = stripes_data")
-    unveil("train", "stripes.yaml", "data.period=2", "-o", "run")
+    train = ("train", "stripes.yaml", "data.period=2", "-o", "run")
+    unveil_each(train, ("sample", "run", "--label", 1, "-o", "striped.png"))
     recipes = [yaml.safe_load(path.read_text("utf-8")) for path in Path("run").rglob("recipe.yaml")]
     assert [recipe["data"]["period"] for recipe in recipes] == [2]
-    unveil("sample", "run", "--label", 1, "-o", "striped.png")
     (site / "stripes_data.py").unlink()
     (site / "stripes_data-1.0.dist-info" / "entry_points.txt").unlink()
     unveil("sample", "run", "--label", 1, "-o", "again.png")  # a model does not need the data that trained it

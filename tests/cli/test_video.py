@@ -370,7 +370,7 @@ def test_ctrl_c_leaves_no_half_file(model: Path, tmp_path: Path):
         "a.mp4",
     ]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE)
-    for _ in range(600):
+    for _ in range(1200):
         if any(tmp_path.iterdir()):
             break
         time.sleep(0.1)

@@ -147,7 +147,7 @@ def painted(page: Any, part: str) -> None:
     page.mouse.down()
     page.mouse.move(x, y, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(500)  # the strokes are sent with a delay
+    page.wait_for_timeout(500)  # the editor records a stroke with a delay
 
 
 def picked(page: Any, part: str, name: str) -> None:

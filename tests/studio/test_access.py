@@ -16,7 +16,7 @@ pytest.importorskip("axe_playwright_python")
 from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.server.http.conftest import KEY, Many, Server, server
-from tests.studio.conftest import MARKS, begun, chosen, ended, opened
+from tests.studio.conftest import MARKS, begun, chosen, ended, opened, settled
 from unveil.server.http.middleware import SecurityPolicy
 from unveil.studio.login import LoginMiddleware
 from unveil.studio.server import add_studio
@@ -39,6 +39,12 @@ def serious(page: Any, part: str) -> list[str]:
     ]
 
 
+def still(page: Any) -> None:
+    """Wait until nothing moves or fades any more; what never ends, such as a pulse, is left out."""
+    ended = "one => one.playState !== 'running' || one.effect.getComputedTiming().endTime === Infinity"
+    page.wait_for_function(f"document.getAnimations().every({ended})")
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_tab_is_accessible(page: Any, studio: Server, language: str):
     opened(page, studio, language)
@@ -48,6 +54,7 @@ def test_every_tab_is_accessible(page: Any, studio: Server, language: str):
         for part in page.locator(f"#tab-{tab} button.label-wrap").all():  # what is folded in is looked at too
             part.click()
         page.wait_for_timeout(300)
+        still(page)
         faults += [f"{tab}: {one}" for one in serious(page, f"#tab-{tab}")]
     faults += serious(page, "header")
     assert not faults, "\n".join(faults)
@@ -61,7 +68,11 @@ def test_every_mode_is_accessible(page: Any):
         assert len(modes) >= 5
         for mode in modes:
             mode.check()
+            if mode.input_value() in ("inpaint", "video-edit"):  # its editor comes, and may go once it is laid out
+                page.locator(f"#{tab}-editor canvas").first.wait_for()
             page.wait_for_timeout(400)
+            settled(page)
+            still(page)
             faults += [f"{tab}, {mode.input_value()}: {one}" for one in serious(page, f"#tab-{tab}")]
     assert not faults, "\n".join(faults)
 
@@ -154,6 +165,7 @@ def test_nothing_overflows_the_page(page: Any, width: int):
     for tab in TABS:
         opened_narrow(page, tab)
         page.wait_for_timeout(200)
+        settled(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
 
 

@@ -25,14 +25,14 @@ def test_the_page_continues_after_a_killed_server(browser: Any, tmp_path: Path):
     try:
         page.goto(f"http://127.0.0.1:{server.port}/")  # which leads to a language
         page.wait_for_selector("#image-go")
-        begun(page, "a large ring", 5_000)
+        begun(page, "a large ring", 9_000)
         page.wait_for_selector("#image-status [data-state=running]")
         running = page.locator("#image-status [data-state]").get_attribute("data-job")
         server.kill()
         server = Served(tmp_path / "service", verb="studio", port=server.port)
         page.reload()
         page.wait_for_selector(f"#image-status [data-state=running][data-job='{running}']")
-        assert page.locator("#image-prompt textarea").input_value() == "a large ring"
+        page.wait_for_function("document.querySelector('#image-prompt textarea').value === 'a large ring'")
         page.locator("#image-cancel").click()
         assert ended(page, "image", "cancelled") == running
         chosen(page, "video")

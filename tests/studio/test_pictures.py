@@ -15,7 +15,7 @@ pytest.importorskip("gradio")
 
 from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
-from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked, settled
 from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.files import write_tensors
 from unveil.io.images import png
@@ -142,7 +142,7 @@ def test_new_files_in_the_models_folder_are_chosen_and_used(page: Any, studio: S
 
 
 def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
-    page.locator("#image-prompt textarea").fill("a ring")
+    page.locator("#image-prompt textarea").fill("a small ring on white")
     page.get_by_role("button", name="X/Y/Z plot of samplers, steps and guidance scales").click()
     page.get_by_label("heun", exact=True).check()
     page.get_by_label("euler-time", exact=True).check()
@@ -150,7 +150,8 @@ def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.get_by_label("Guidance scales to compare").fill("1, 4")
     page.get_by_role("button", name="Generate the plot").click()
     page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
-    rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
+    jobs = studio.service.queue.jobs("completed")
+    rings = [job.request for job in jobs if job.request["prompt"] == "a small ring on white"]
     made = {(one["sampler"], one["steps"], one["guidance_scale"]) for one in rings}
     assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
     page.get_by_label("Steps to compare").fill("many")
@@ -164,7 +165,7 @@ def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(p
     running = page.locator("#image-status [data-state]").get_attribute("data-job")
     page.reload()
     page.wait_for_selector(f"#image-status [data-job='{running}']")
-    assert page.locator("#image-prompt textarea").input_value() == "a large ring"
+    page.wait_for_function("document.querySelector('#image-prompt textarea').value === 'a large ring'")
     page.get_by_role("link", name="中文").click()
     page.wait_for_selector(f"#image-status [data-job='{running}']")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
@@ -181,8 +182,10 @@ def test_a_draft_survives_a_reload(page: Any, studio: Server):
     first = ended(page, "image")
     page.locator("#image-prompt textarea").fill("a large cross on green")
     page.get_by_label("Number of images").fill("2")
+    page.get_by_label("Number of images").press("Tab")
+    before = page.evaluate("localStorage.getItem('unveil-image-typed')")
     page.locator("#image-task").get_by_label("Upscale").check()
-    page.wait_for_function("localStorage.getItem('unveil-image-typed')")
+    page.wait_for_function("before => localStorage.getItem('unveil-image-typed') !== before", arg=before)
     page.reload()
     page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
     page.wait_for_function("document.querySelector('#image-task input[value=upscale]')?.checked")
@@ -206,6 +209,7 @@ def test_a_mask_file_replaces_the_brush_and_is_restored(page: Any, studio: Serve
     page.get_by_label("Inpaint").check()
     page.locator("#image-mask input[type=file]").set_input_files(tmp_path / "mask.png")
     page.wait_for_selector("#image-mask img")
+    settled(page)
     begun(page, "a red circle on green", 4)
     second = another(page, "image", first)
     after = decoded(files(studio, second)[0])

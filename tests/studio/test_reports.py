@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from playwright.sync_api import expect
 
 from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
-from tests.studio.conftest import MARKS, another, chosen, ended, picked
+from tests.studio.conftest import LONG_MS, MARKS, another, chosen, ended, picked
 from unveil.io.files import write_tensors
 
 pytestmark = MARKS
@@ -29,6 +32,7 @@ def test_two_reports_stand_side_by_side(page: Any, studio: Server):
     page.get_by_role("button", name="Evaluate the model").click()
     another(page, "evaluate", one)
     page.locator("#evaluate-other input").click()
+    expect(page.get_by_role("option")).to_have_count(3, timeout=LONG_MS)  # the new list, which resets the choice
     page.get_by_role("option").nth(2).click()
     page.locator("#evaluate-show").click()
     page.locator("#evaluate-shown table").wait_for()

@@ -59,14 +59,16 @@ def test_earlier_samples_stay_in_sight_and_the_run_is_found_again(page: Any, stu
     page.get_by_role("button", name="Start or resume training").click()
     last = grown(page, 3)
     slider = page.locator("#train-at input[type=range]")
-    assert int(slider.input_value()) >= last  # it goes with the newest
+    page.wait_for_function(  # it goes with the newest
+        "least => Number(document.querySelector('#train-at input[type=range]').value) >= least", arg=last
+    )
 
     slider.focus()
     slider.press("Home")
     shown(page, "0000")
     last = grown(page, grown(page, last))  # two looks later
-    assert slider.input_value() == "0"
     shown(page, "0000")
+    assert slider.input_value() == "0"
     slider.press("End")
     page.wait_for_function(
         "least => Number(document.querySelector('#train-at input[type=range]').value) > least", arg=last

@@ -15,7 +15,7 @@ from tests.studio.conftest import MARKS, another, chosen, ended, picked
 from unveil.io.images import png
 
 pytestmark = MARKS
-CHANGES = """train.steps: 9000
+CHANGES = """train.steps: 90000
 train.save_every: 20
 train.sample_every: 40
 """

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from tests.cli.process import unveil, unveil_each
 from tests.server.http.test_served import Served
 
 MODULE = '''from typing import Annotated, ClassVar
@@ -49,13 +50,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def unveil(*words: object) -> str:
-    command = [sys.executable, "-m", "unveil", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_class_is_short_and_is_that_of_the_guide():
     assert len(MODULE[MODULE.index("class ") :].splitlines()) <= 20
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
@@ -63,13 +57,16 @@ def test_the_class_is_short_and_is_that_of_the_guide():
 
 
 def test_a_new_task_is_in_the_help_and_is_a_command(installed: Path, tmp_path: Path):
-    listed = unveil("--help")
+    words = ("ddpm-digits", "--label", 3, "--steps", 3)
+    listed, described, *_ = unveil_each(
+        ("--help",),
+        ("mirror", "--help"),
+        ("sample", *words, "-o", "plain.png", "--no-metadata"),
+        ("mirror", *words, "--vertical", "-o", "flipped.png"),
+    )
     assert "Toys:" in listed
     assert "mirror" in listed
-    assert "Flip top and bottom." in unveil("mirror", "--help")
-    words = ("ddpm-digits", "--label", 3, "--steps", 3)
-    unveil("sample", *words, "-o", "plain.png", "--no-metadata")
-    unveil("mirror", *words, "--vertical", "-o", "flipped.png")
+    assert "Flip top and bottom." in described
     unveil("regenerate", "flipped.png", "-o", "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "flipped.png").read_bytes()
     from PIL import Image, ImageOps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from unveil.server.jobs.outputs import FOLDER
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
 from unveil.studio.i18n import LANGUAGES, Language, Translator
-from unveil.studio.tab_base import GenerationTab, JobWatcher, Tab, TabContext
+from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext
 from unveil.studio.tabs.evaluate import EvaluateTab
 from unveil.studio.tabs.gallery import GalleryTab
 from unveil.studio.tabs.image import ImageTab
@@ -89,22 +90,22 @@ class Page:
                 maker.filled,
                 by_user=False,
             )
-        for tab, watch in self.watched:
-            tab.on(blocks.load, watch.look, [watch.browser_state], watch.parts, by_user=False)
+        for watch in self.watched:
+            watch.looks(blocks.load)
         grid, train = self.image.grid, self.train
         filled = [train.watch.browser_state, *train.fields.values()]
         again = train.on(
             blocks.load, train.restored, [train.watch.browser_state, train.draft.browser_state], filled, by_user=False
         )
-        self.image.on(blocks.load, grid.look, [grid.browser_state], [grid.result, grid.timer], by_user=False)
-        train.on(again.then, train.watch.look, [train.watch.browser_state], train.watch.parts, by_user=False)
-        train.on(again.then, train.look, train.looked, train.drawn, by_user=False)
+        grid.looks(blocks.load)
+        train.watch.looks(again.then)
+        train.looks(again.then)
 
     @property
-    def watched(self) -> list[tuple[Tab, JobWatcher]]:
-        """All job watchers, with their tabs."""
-        pairs = [(tab, tab.watch) for tab in (self.image, self.video, self.tasks, self.models, self.evaluate)]
-        return [*pairs, (self.train, self.train.prepared)]
+    def watched(self) -> list[JobWatcher]:
+        """All job watchers, except that of the training, whose job is restored first."""
+        watchers = [tab.watch for tab in (self.image, self.video, self.tasks, self.models, self.evaluate)]
+        return [*watchers, self.train.prepared]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:
         """Refresh the lists of a tab each time that it is selected."""
@@ -147,7 +148,7 @@ class Page:
         outputs = [gallery.cards, self.tabs, *taken]
         heard = gallery.on_button(gallery.cards, card, [gallery.words, gallery.page], outputs)
         for maker in (image, video):
-            maker.on(heard.then, maker.watch.look, [maker.watch.browser_state], maker.watch.parts, by_user=False)
+            maker.watch.looks(partial(heard.then, trigger_mode="always_last"))
 
         def dropped(owner: str, path: str | None) -> list[Any]:
             request, without = gallery.request_in(path)

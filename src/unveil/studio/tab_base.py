@@ -67,7 +67,16 @@ class Tab:
         """Create the element for error messages; the first element of every tab."""
         self.message = gr.HTML(elem_id=f"{self.name}-message")
 
-    def on(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, by_user: bool = True) -> Any:
+    def on(
+        self,
+        event: Any,
+        call: Call,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        by_user: bool = True,
+        in_order: str = "",
+    ) -> Any:
         """Connect an event to `call(owner, *values)`; its errors are shown in the tab.
 
         Args:
@@ -76,15 +85,25 @@ class Tab:
             inputs: Components whose values are passed.
             outputs: Components that are updated.
             by_user: The user caused the event, which clears an earlier error.
+            in_order: Name of a group of connections. The calls of a group run one after the other in the order of
+                their events, so that the result of an earlier event does not replace that of a later one.
         """
 
         def heard(request: gr.Request, *values: Any) -> Any:
             return self._tried(lambda: call(_owner(request), *values), len(outputs), by_user)
 
-        return event(heard, list(inputs), [self.message, *outputs], **self._how)
+        how = self._how | ({"concurrency_limit": 1, "concurrency_id": in_order} if in_order else {})
+        return event(heard, list(inputs), [self.message, *outputs], **how)
 
     def on_latest(
-        self, events: Sequence[Any], call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, by_user: bool = False
+        self,
+        events: Sequence[Any],
+        call: Call,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        by_user: bool = False,
+        in_order: str = "",
     ) -> Any:
         """Connect several events to one call, whose outputs show the values after the last event.
 
@@ -92,7 +111,7 @@ class Tab:
         would run at the same time, and the result of an earlier event could replace that of a later one.
         """
         latest = partial(gr.on, [*events], trigger_mode="always_last")
-        return self.on(latest, call, inputs, outputs, by_user=by_user)
+        return self.on(latest, call, inputs, outputs, by_user=by_user, in_order=in_order)
 
     def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """Connect the buttons of an HTML component to `call(owner, data, *values)`."""
@@ -151,7 +170,7 @@ class JobWatcher:
         self.status = gr.HTML(job_html.hint(self._empty) if self._empty else "", elem_id=f"{self._key}-status")
         self.result = gr.HTML(elem_id=f"{self._key}-result")
         self.timer = gr.Timer(POLL_S, active=False)
-        self._tab.on(self.timer.tick, self.look, [self.browser_state], self.parts, by_user=False)
+        self.looks(self.timer.tick)
         self._tab.on(self.cancel.click, self._cancelled, [self.browser_state], self.parts)
 
     @property
@@ -162,7 +181,8 @@ class JobWatcher:
     def begins(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any] = ()) -> Any:
         """Connect an event to `call(owner, *values)`, which returns a new job and a list of values for the outputs.
 
-        The job is read once more afterwards: an update about the previous job may have arrived in between.
+        The job is read once more afterwards: an update about the previous job may have arrived in between, or may be
+        under way.
         """
 
         def begun(owner: str, *values: Any) -> list[Any]:
@@ -170,7 +190,12 @@ class JobWatcher:
             return [{"job": job.id}, *more, *self.shows(job)]
 
         done = self._tab.on(event, begun, inputs, [self.browser_state, *outputs, *self.parts])
-        return self._tab.on(done.then, self.look, [self.browser_state], self.parts, by_user=False)
+        return self.looks(partial(done.then, trigger_mode="always_last"))
+
+    def looks(self, event: Any) -> Any:
+        """Connect an event to `look`; the calls run in the order of their events."""
+        group = f"{self._key}-look"
+        return self._tab.on(event, self.look, [self.browser_state], self.parts, by_user=False, in_order=group)
 
     def look(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
         """Return the component values for the job that the browser knows."""

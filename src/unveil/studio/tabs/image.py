@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -160,8 +161,9 @@ class ImageTab(GenerationTab):
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         connect_default(self.task, self.strength, STRENGTHS)
-        for event in (seen.then, self.source.change):
-            self.on(event, self._to_paint, [self.task, self.source], [self.editor], by_user=False)
+        for event in (partial(seen.then, trigger_mode="always_last"), self.source.change):
+            inputs = [self.task, self.source]
+            self.on(event, self._to_paint, inputs, [self.editor], by_user=False, in_order="image-paint")
         for event in (self.go.click, self.prompt.submit):
             watch.begins(event, self.submitted, [*fields.values()], self.settled)
         watch.result.change(

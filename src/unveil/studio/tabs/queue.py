@@ -22,7 +22,7 @@ class QueueTab(Tab):
     """Tab of the queue."""
 
     def __init__(self, context: TabContext) -> None:
-        super().__init__(context, "queue")
+        super().__init__(context, "queue", in_order=True)
 
     def build(self) -> None:
         """Create the components."""

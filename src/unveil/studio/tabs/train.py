@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from unveil.train.sample_images import plot_run
 LOOK_S = 3.0  # interval between two updates of the curves
 LAST = 40  # lines of the log that are shown
 FIRST = "own-images"
+_ORDER = "train-run"  # group of the calls that draw a run
 KEPT = ("loss", "validation", "steps_per_second")  # metrics of the last line that are shown as text
 
 
@@ -90,6 +91,7 @@ class TrainTab(Tab):
         self.curves = gr.HTML(elem_id="train-curves")
         self.at = gr.Slider(0, 1, value=1, step=1, label=tr("Samples over training"), visible=False, elem_id="train-at")
         self.seen = gr.State([])  # job whose samples are shown, and the index of its newest sample at that time
+        self.moved = gr.State([])  # value of `seen` when the user last moved the slider
         self.samples = gr.HTML(elem_id="train-samples")
         with gr.Accordion(tr("Training log"), open=False, elem_id="train-says"):
             self.log = gr.HTML(elem_id="train-log")
@@ -115,13 +117,18 @@ class TrainTab(Tab):
         watch, prepared = self.watch, self.prepared
         self.draft.connect(self.fields)
         submitted = watch.begins(self.go.click, self._submit, [*self.fields.values()], [self.draft.browser_state])
-        self.on(submitted.then, self.look, self.looked, self.drawn, by_user=False)
+        self.looks(partial(submitted.then, trigger_mode="always_last"))
         self.on(self.folder.change, self._recipes, [self.folder, self.recipe], [self.recipe])
         prepared.begins(self.check.click, self._look_at, [self.folder])
         prepared.begins(self.caption.click, self._tell, [self.folder, self.captioner])
-        self.on(self.timer.tick, self.look, self.looked, self.drawn, by_user=False)
+        self.looks(self.timer.tick)
         moved = (self.at.release, self.at.input)  # by pointer and by keyboard
-        self.on_latest(moved, self._sample_sheet, [watch.browser_state, self.at], [self.samples])
+        inputs, outputs = [watch.browser_state, self.at, self.seen, self.moved], [self.at, self.moved, self.samples]
+        self.on_latest(moved, self._sample_sheet, inputs, outputs, in_order=_ORDER)
+
+    def looks(self, event: Any) -> None:
+        """Connect an event to `look`; the calls run in the order of their events."""
+        self.on(event, self.look, self.looked, self.drawn, by_user=False, in_order=_ORDER)
 
     def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         form = dict(zip(self.fields, values, strict=True))
@@ -203,9 +210,19 @@ class TrainTab(Tab):
         again = gr.Timer(active=not job_html.has_ended(job))
         return [self._curves(run), slider, now, self._sheet(sheets, int(at)), self._last_words(job), again]
 
-    def _sample_sheet(self, owner: str, state: Mapping[str, Any], at: Any) -> Markup:
+    def _sample_sheet(
+        self, owner: str, state: Mapping[str, Any], at: Any, seen: Sequence[Any], moved: Sequence[Any]
+    ) -> list[Any]:
+        """Return the slider, the value of `seen`, and the sample grid that the user chose.
+
+        If `look` has run since the last choice, it may have moved the slider after this choice: it is moved back.
+        """
         job = self.client.job((state or {}).get("job"), owner)
-        return Markup("") if job is None else self._sheet(_sheets(self._run(job)), int(at or 0))
+        if job is None:
+            return [gr.skip(), gr.skip(), Markup("")]
+        place, seen = int(at or 0), list(seen or ())
+        slider = gr.skip() if seen == list(moved or ()) else gr.Slider(value=place)
+        return [slider, seen, self._sheet(_sheets(self._run(job)), place)]
 
     def _last_words(self, job: Job) -> Markup:
         """Return the end of the training log."""

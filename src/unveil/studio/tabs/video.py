@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -180,11 +181,13 @@ class VideoTab(GenerationTab):
     def _connect(self) -> None:
         self.draft.connect(self.fields)
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        seen = self.task.change(_groups, [self.task, self.joint], self.groups, **quiet)
-        self.joint.change(_groups, [self.task, self.joint], self.groups, **quiet)
+        chosen = [self.task.change, self.joint.change]
+        seen = gr.on(chosen, _groups, [self.task, self.joint], self.groups, trigger_mode="always_last", **quiet)
         connect_default(self.task, self.strength, STRENGTHS)
-        for event in (seen.then, self.clip.change):  # an editor that is not visible yet cannot show an image
-            self.on(event, self._to_paint, [self.task, self.clip], [self.editor], by_user=False)
+        # an editor that is not visible yet cannot show an image
+        for event in (partial(seen.then, trigger_mode="always_last"), self.clip.change):
+            inputs = [self.task, self.clip]
+            self.on(event, self._to_paint, inputs, [self.editor], by_user=False, in_order="video-paint")
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
         drawing = (self.task, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -66,9 +67,14 @@ class XyzPlot:
         inputs = [self.samplers, self.steps, self.scales, *fields.values()]
         seen = [self.result, self.timer]
         submitted = tab.on(self.go.click, go, inputs, [self.browser_state, *seen])
-        tab.on(submitted.then, self.look, [self.browser_state], seen, by_user=False)  # as in `JobWatcher.begins`
-        tab.on(self.timer.tick, self.look, [self.browser_state], [self.result, self.timer], by_user=False)
-        tab.on(self.stop.click, self._cancel, [self.browser_state], [self.result, self.timer])
+        self.looks(partial(submitted.then, trigger_mode="always_last"))  # as in `JobWatcher.begins`
+        self.looks(self.timer.tick)
+        tab.on(self.stop.click, self._cancel, [self.browser_state], seen)
+
+    def looks(self, event: Any) -> None:
+        """Connect an event to `look`; the calls run in the order of their events."""
+        seen = [self.result, self.timer]
+        self._tab.on(event, self.look, [self.browser_state], seen, by_user=False, in_order="grid-look")
 
     def _begin(self, owner: str, typed: tuple[list[str], str, str], form: Mapping[str, Any]) -> list[Any]:
         tr, client, read = self._tab.tr, self._tab.client, self._tab.typed
