@@ -388,7 +388,7 @@ class UNetFeatures(NamedTuple):
 
 
 class UNetEncoder(nn.Module):
-    """The first half of a U-Net, the way down and the middle: (x, t, condition) to `Encoded`."""
+    """The first half of a U-Net, the way down and the middle: (x, t, condition) to `UNetFeatures`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
