@@ -48,7 +48,7 @@ def test_every_attribute_is_kept(language):
     check_nothing_is_lost(video_prompts(150, language))
 
 
-@pytest.mark.slow
+@pytest.mark.release  # as the test before it, which `make test` runs
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_attribute_of_two_thousand_prompts_is_kept(language):
     check_nothing_is_lost(video_prompts(2000, language))
