@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,18 +69,21 @@ def evaluation_recipe(
 
     Raises:
         RecipeError: The recipe is neither given nor in the model's run, or it is of neither a diffusion model of
-            pixels nor an autoencoder nor a captioner.
+            pixels nor an autoencoder nor a captioner; or its evaluation has no setting that a field of the task names.
     """
     name = task.recipe or _recipe_of(task.model)
-    recipe = load_recipe(name, task.settings)
-    if not isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
-        recipe = require_diffusion_recipe(recipe, command_name)
-    changes = _evaluation_changes(task, recipe)
-    if changes:
+
+    def load(changes: Mapping[str, Any]) -> Recipe | AutoencoderRecipe | CaptionerRecipe:
         recipe = load_recipe(name, {**task.settings, **changes})
+        if isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
+            return recipe
+        return require_diffusion_recipe(recipe, command_name)
+
+    recipe = load({})
+    if changes := _evaluation_changes(task, recipe):
+        recipe = load(changes)
     if isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
         return recipe
-    recipe = require_diffusion_recipe(recipe, command_name)
     if recipe.key == data.LATENTS:
         raise RecipeError(
             f"{recipe.name}: generates latents, and without the autoencoder that decodes them into images there is "

@@ -192,7 +192,7 @@ def test_jobs_beyond_the_limit_are_refused_at_once(served: Served, half: float, 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.release)])
 def test_a_killed_server_resumes_its_jobs(tmp_path: Path, kills: int):
-    """With one job that runs and 20 that wait: 2 times as soon as it answers, 20 times while the job runs again."""
+    """With one job that runs and 20 that wait: twice as soon as it answers, or 20 times while the job runs again."""
     folder, draw, starts = tmp_path / "service", random.Random(0), list[tuple[float, float]]()
     short = {"kind": "sample", "request": {"prompt": "a ring", "seed": 1, "steps": 4}}
     slow = {**short, "request": {**short["request"], "count": 16, "steps": 60}}
