@@ -1,4 +1,4 @@
-"""Attention, as every network uses it: heads, masks, rotary positions, caches, maps, sequences packed in one row.
+"""Attention of all networks: heads, masks, rotary positions, caches, attention maps, and packed sequences.
 
 Letters of shapes: B rows, H heads, N queries, M keys, D the width of a head, C the width of a token.
 """
@@ -28,16 +28,17 @@ PART = 2**19
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
+    """Scaled dot-product attention of a query (B, H, N, D) to key and value (B, H or a divisor of it, M, D).
 
-    A query that may attend to nothing gathers 0.
+    The result of a query that may attend to nothing is 0.
 
     Args:
-        mask: Boolean, broadcastable to (B, H, N, M), True where a query may attend.
-        causal: The last query is the last key's; each attends to its own and to those before it.
+        mask: Boolean mask, broadcastable to (B, H, N, M), True where a query may attend.
+        causal: True if a query attends only to keys up to its own position. The last query is aligned with the last
+            key.
 
     Raises:
-        ShapeError: Heads that the keys' do not divide, or a mask that is not boolean.
+        ShapeError: The number of key heads does not divide the number of query heads, or the mask is not boolean.
 
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
     """
@@ -55,13 +56,13 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention weights of queries to keys: (B, H, N, M); each row sums to 1, or is 0 if nothing may be attended to.
+    """Attention weights of queries to keys, (B, H, N, M). Each row sums to 1, or is 0 if no key is allowed.
 
     Args:
-        mask, causal: Mask and causality, as in `attend`.
+        mask, causal: Mask and causality, as in `scaled_dot_product_attention`.
 
     Raises:
-        ShapeError: As in `scaled_dot_product_attention`.
+        ShapeError: The heads or the mask do not fit, as in `scaled_dot_product_attention`.
     """
     return _weights(query, repeat_kv(key, query.shape[1]), _allowed(query, key, mask, causal))
 
@@ -75,7 +76,7 @@ def _weights(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def _in_parts(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
-    """Attention of `PART` weights at a time, which stay in the cache, in memory that all parts share; no gradients."""
+    """Attention computed `PART` weights at a time in one reused buffer that fits into the CPU cache; no gradients."""
     rows, heads, queries, keys = *query.shape[:3], key.shape[2]
     if rows * heads * queries * keys <= PART:
         return _weights(query, key, allowed) @ value
@@ -100,10 +101,10 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None)
 
 
 def repeat_kv(x: Tensor, heads: int) -> Tensor:
-    """Keys or values (B, some, M, D), each head repeated for those of the queries that it serves: (B, H, M, D).
+    """Keys or values (B, some, M, D) with each head repeated for the query heads that it serves: (B, H, M, D).
 
     Raises:
-        ShapeError: Heads that those do not divide.
+        ShapeError: The number of key heads does not divide the number of query heads.
     """
     if x.shape[1] == heads:
         return x
@@ -126,9 +127,9 @@ QkNorm = Literal["none", "layer", "rms"]
 
 
 class KVCache:
-    """The keys and values (B, heads, n, D) that one layer keeps: of the tokens so far, or of a context, fixed.
+    """Keys and values (B, heads, n, D) of one layer: of the tokens so far, or of a fixed context.
 
-    It is for reading a model: no gradient passes through tokens that are appended.
+    The cache is for inference: no gradient passes through tokens that are appended.
     """
 
     def __init__(self) -> None:
@@ -137,21 +138,21 @@ class KVCache:
 
     @property
     def stored(self) -> tuple[Tensor, Tensor] | None:
-        """All keys and values, None before there are any."""
+        """All keys and values; None before any are stored."""
         if self._tensors is None:
             return None
         key, value = self._tensors
         return key[:, :, : self.length], value[:, :, : self.length]
 
     def set_fixed(self, key: Tensor, value: Tensor) -> None:
-        """Keeps these and no others."""
+        """Replace the stored keys and values."""
         self._tensors, self.length = (key, value), key.shape[2]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps these behind the others; returns all of them.
+        """Append keys and values, and return all that are stored.
 
         Raises:
-            ShapeError: They want a gradient, or are of another number of rows.
+            ShapeError: A tensor requires a gradient, or the number of rows differs from that of the cache.
         """
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise ShapeError("a cache keeps no gradients: read the model under torch.no_grad(), or without a cache")
@@ -171,36 +172,37 @@ class KVCache:
         return stored
 
     def select(self, rows: Tensor) -> None:
-        """Keeps the rows of these numbers, in this order; a row may be kept several times."""
+        """Keep the rows with the given indices, in this order; a row may be kept several times."""
         if self._tensors is not None:
             self._tensors = self._tensors[0].index_select(0, rows), self._tensors[1].index_select(0, rows)
 
 
 class AttentionPattern(Protocol):
-    """Pattern of which tokens of rows attend to each other, which computes their attention."""
+    """Pattern that defines which tokens of a row attend to each other, and computes their attention."""
 
     @property
     def mask(self) -> Tensor:
-        """Boolean (rows, 1, N, N), True where a token may attend to another."""
+        """Boolean mask (rows, 1, N, N), True where a token may attend to another."""
         ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attend`, of (rows, H, N, D)."""
+        """Attention as in `scaled_dot_product_attention`, restricted to the pattern: (rows, H, N, D)."""
         ...
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens on themselves, or on a context.
+    """Multi-head attention of tokens to themselves or to a context.
 
     Args:
-        width: C, of a token.
+        width: Width C of a token.
         kv_heads: Number of heads of keys and values, a divisor of `heads`, each serving several queries' heads.
         context_width: Width of a context's tokens; None: the tokens attend to themselves.
-        bias, out_bias: Biases of the projections to queries, keys and values, and of the one back.
-        qk_norm: Normalisation of each head's queries and keys, which keeps their product small in long training.
+        bias, out_bias: True if the projections to queries, keys and values have biases, and if the output projection
+            has one.
+        qk_norm: Normalisation of the queries and keys of each head. It keeps their products small in long training.
 
     Raises:
-        RecipeError: A width that the heads do not divide, or heads that the key heads do not.
+        RecipeError: The width is not a multiple of `heads`, or `heads` is not a multiple of `kv_heads`.
 
     Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762); qk_norm: Henry et al. 2020 (arXiv:2010.04245).
     """
@@ -247,20 +249,20 @@ class Attention(nn.Module):
         packing: AttentionPattern | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
+        """Attention of each token of x (B, N, C) to the tokens of x, or to a context (B, M, context_width).
 
         Args:
-            mask, causal: Mask and causality, as in `attend`.
-            rotary: The positions of x, of these N tokens alone where a cache holds others.
-            cache: Earlier tokens, which x follows and joins. If there is a context, its keys
-                and values are computed at the first call and kept; the context may then be left out.
+            mask, causal: Mask and causality, as in `scaled_dot_product_attention`.
+            rotary: Positions of the N tokens of x, without those of the tokens in the cache.
+            cache: Keys and values of earlier tokens, to which those of x are appended. For attention to a context, the
+                keys and values of the context are stored at the first call, and the context may be left out afterwards.
             packing: Pattern of which tokens of x attend to each other, such as a `Packing`, in which each sequence
-                attends to itself. With a context, a `Packing` whose sequences attend to one of its rows each, with a
-                mask (S, M).
-            maps: The weights (B, H, N, M) are appended to it.
+                attends to itself. For attention to a context it must be a `Packing` of S sequences, each of which
+                attends to one row of the context; the mask is then (S, M).
+            maps: List to which the attention weights (B, H, N, M) are appended.
 
         Raises:
-            ShapeError: Tokens or a context of another width, or settings that exclude each other.
+            ShapeError: Tokens or the context have another width, or the arguments exclude each other.
         """
         if x.ndim != 3 or x.shape[2] != self.width:
             raise ShapeError(f"tokens {tuple(x.shape)}: must be (B, N, {self.width})")
@@ -288,10 +290,10 @@ class Attention(nn.Module):
         return self._out(weights @ repeat_kv(value, self.heads))
 
     def precompute_context(self, context: Tensor) -> KVCache:
-        """The keys and values of a context (B, M, context_width), for every call of a run.
+        """Keys and values of a context (B, M, context_width), for all steps of a sampling run.
 
         Raises:
-            ShapeError: A context of another width, or a layer that has none.
+            ShapeError: The context has another width, or the layer does not attend to a context.
         """
         cache = KVCache()
         cache.set_fixed(*self._keys_values(context))
@@ -338,7 +340,7 @@ class Attention(nn.Module):
 
 
 class _Rms(nn.RMSNorm):
-    """With its weight in the input's type, which its kernel wants; under autocast they differ."""
+    """RMS normalisation whose weight is cast to the type of the input, as the kernel requires; autocast changes it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -352,19 +354,19 @@ def _norm(kind: QkNorm, width: int) -> nn.Module:
 
 
 class Packing:
-    """Sequences of different lengths, several in a row, each attending only to itself; the end of a row may be padding.
+    """Sequences of different lengths packed into rows, each attending only to itself; rows may end in padding.
 
     Args:
         lengths: Lengths of the sequences, in the caller's order.
-        length: Length of a row; the sequences then fill rows longest first, each the first row with room for it. None:
-            one row holds all in the order given.
+        length: Length of a row. Sequences are then placed longest first, each in the first row with room for it. None:
+            one row contains all sequences in the given order.
 
     Attributes:
-        places: The row of each sequence and where in it it begins, in the caller's order.
-        shape: Rows, and tokens in each.
+        places: Row of each sequence and its start in the row, in the caller's order.
+        shape: Number of rows, and of tokens in each.
 
     Raises:
-        ShapeError: No sequence, an empty one, or one longer than a row.
+        ShapeError: No sequence is given, or a sequence is empty or longer than a row.
 
     Source: Dehghani et al. 2023 (arXiv:2307.06304), section 2.
     """
@@ -393,48 +395,48 @@ class Packing:
         self._in_order = bool(torch.equal(self.index, torch.arange(len(filled) * width)))
 
     def to(self, device: torch.device | str) -> Packing:
-        """The same packing, its tables moved to where the sequences are, once instead of at each call."""
+        """Move the index tables to the device of the sequences once, so that calls do not copy them; return self."""
         self.index, self.owner, self._offsets = (x.to(device) for x in (self.index, self.owner, self._offsets))
         return self
 
     @property
     def waste(self) -> float:
-        """The share of all tokens that is padding."""
+        """Share of all tokens that is padding."""
         return 1 - sum(self.lengths) / (self.shape[0] * self.shape[1])
 
     @property
     def segments(self) -> Tensor:
-        """The sequence of every token, -1 for padding: int64 (rows, N)."""
+        """Index of the sequence of every token, -1 for padding: int64 (rows, N)."""
         segments = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index.device)
         segments[self.index] = self.owner
         return segments.view(self.shape)
 
     @property
     def mask(self) -> Tensor:
-        """Attention mask: boolean (rows, 1, N, N)."""
+        """Boolean attention mask (rows, 1, N, N), True where a token may attend to another."""
         segments = self.segments
         return ((segments[:, :, None] == segments[:, None]) & (segments >= 0)[:, None])[:, None]
 
     def pack(self, sequences: Sequence[Tensor]) -> Tensor:
-        """Sequences (n, ...) in the caller's order as rows (rows, N, ...), padded with 0.
+        """Pack sequences (n, ...) in the caller's order into rows (rows, N, ...), padded with 0.
 
         Raises:
-            ShapeError: Sequences of other lengths than this packing is for.
+            ShapeError: The lengths of the sequences differ from those of this packing.
         """
         if tuple(len(sequence) for sequence in sequences) != self.lengths:
             raise ShapeError(f"lengths {[len(sequence) for sequence in sequences]}: packed for {list(self.lengths)}")
         return self._rows(torch.cat([*sequences]))
 
     def unpack(self, x: Tensor) -> list[Tensor]:
-        """The sequences of rows (rows, N, ...), in the caller's order."""
+        """Sequences of the rows (rows, N, ...), in the caller's order."""
         return list(self._tokens(x).split(self.lengths))
 
     def per_token(self, values: Tensor) -> Tensor:
-        """One value a sequence (S, ...) as one a token (rows, N, ...), 0 for padding."""
+        """Spread one value per sequence (S, ...) to its tokens: (rows, N, ...), 0 for padding."""
         return self._rows(values.index_select(0, self.owner.to(values.device)))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attend`, each sequence by itself: (rows, H, N, D)."""
+        """Attention as in `scaled_dot_product_attention`, for each sequence separately: (rows, H, N, D)."""
         heads = query.shape[1]
         if query.device.type == "cpu":
             return self._parted(self._alone([self._in_line(x) for x in (query, key, value)], causal))
@@ -442,15 +444,15 @@ class Packing:
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
     def attend_context(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention of the sequences to a context that each has for itself: (rows, H, N, D).
+        """Attention of each sequence to its own context: (rows, H, N, D).
 
         Args:
-            query: (rows, H, N, D).
+            query: Queries of the rows, (rows, H, N, D).
             key, value: Key and value of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
-            mask: Boolean (S, M), True where a token of a context may be looked at; None: all.
+            mask: Boolean mask (S, M), True for the tokens of a context that are attended to; None: all.
 
         Raises:
-            ShapeError: Not one context for each sequence.
+            ShapeError: The number of contexts differs from the number of sequences.
         """
         if len(key) != len(self.lengths):
             raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")
@@ -492,17 +494,17 @@ class Packing:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).values()
 
     def _in_line(self, x: Tensor) -> Tensor:
-        """(rows, H, N, D) to all tokens in the caller's order (1, H, tokens, D)."""
+        """Reorder rows (rows, H, N, D) to all tokens in the caller's order (1, H, tokens, D)."""
         if self._in_order and len(x) == self.shape[0] == 1:
             return self._fits(x, x.shape[:3:2])
         return self._tokens(x.transpose(1, 2)).transpose(0, 1)[None]
 
     def _parted(self, x: Tensor) -> Tensor:
-        """And back."""
+        """Reorder all tokens (1, H, tokens, D) to rows (rows, H, N, D); the inverse of `_in_line`."""
         return x if self._in_order and self.shape[0] == 1 else self._rows(x[0].transpose(0, 1)).transpose(1, 2)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """(rows, N, ...) to all tokens in the caller's order."""
+        """Reorder rows (rows, N, ...) to all tokens in the caller's order (tokens, ...)."""
         x = self._fits(x, x.shape[:2]).flatten(0, 1)
         return x if self._in_order else x.index_select(0, self.index.to(x.device))
 

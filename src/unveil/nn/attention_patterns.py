@@ -1,8 +1,8 @@
-"""Attention patterns of clips: tokens attend to all of a clip, those of a frame or a place in turn, those of a window.
+"""Attention patterns of videos: full, alternating between frames and positions, or in windows.
 
-A pattern gives each token of a video a label. Tokens attend to those of their own label, with `causal` to none of a
-later frame. Tokens that attend to each other are computed together, groups of one kind in one product. So a narrow
-pattern costs what it computes, and no mask of all tokens by all is made.
+A pattern assigns a label to each token of a video. Tokens attend to the tokens of the same label; with `causal` not to
+those of later frames. Groups of the same size are computed in one batched product. So a sparse pattern costs
+only what it computes, and no mask of all tokens by all tokens is created.
 
 Letters of shapes: R rows, N tokens of a row, H heads, D the width of a head.
 """
@@ -36,12 +36,12 @@ class TokenGrid(NamedTuple):
 
 
 def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tuple[int, int, int]) -> Tensor:
-    """The label (N,) of each token in the block `number`, frame by frame and row by row.
+    """Label (N,) of each token in the block `number`, frame by frame and row by row.
 
     Args:
-        pattern: `full` one label; `factorised` those of a frame in even blocks, those of a place in odd ones
-            (Latte's variant 1); `windowed` boxes of tokens, moved by half a box in odd blocks, without wrapping
-            around.
+        pattern: `full`: one label for all tokens. `factorised`: one label per frame in even blocks, one per position in
+            odd ones (Latte's variant 1). `windowed`: one label per box of tokens; boxes are shifted by half a box in
+            odd blocks, without wrapping around.
         window: Frames, rows and columns of a box.
 
     Source: Ma et al. 2024 (arXiv:2401.03048), section 3.1; windows: Liu et al. 2021 (arXiv:2103.14030).
@@ -60,7 +60,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
 def attention_mask(
     grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
 ) -> Tensor:
-    """Attention mask of one clip: boolean (N, N), True where the first may attend to the second."""
+    """Boolean attention mask (N, N) of one video, True where the first token may attend to the second."""
     label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
@@ -70,12 +70,12 @@ def attention_mask(
 
 
 class AttentionGroups:
-    """The groups of tokens that attend to each other in one block, those of one kind laid out for one product.
+    """Groups of tokens that attend to each other in one block; groups of one size are computed in one product.
 
     Args:
         packing: Position of each video's tokens in the rows.
-        grids: Grids of the clips, in the packing's order.
-        pattern, number, window, causal: Settings of the pattern, as in `visible`.
+        grids: Token grids of the videos, in the packing's order.
+        pattern, number, window, causal: Settings of the pattern, as in `attention_mask`.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class AttentionGroups:
         self.shape = packing.shape
 
     def to(self, device: torch.device | str) -> AttentionGroups:
-        """The same groups, their tables moved to where the tokens are, once instead of at each call."""
+        """Move the index tables to the device of the tokens once, so that calls do not copy them; return self."""
         self.kinds = [(index.to(device), None if mask is None else mask.to(device)) for index, mask in self.kinds]
         return self
 
     @property
     def mask(self) -> Tensor:
-        """Attention mask: boolean (R, 1, N, N)."""
+        """Boolean attention mask (R, 1, N, N), True where a token may attend to another."""
         rows, count = self.shape
         device = self.kinds[0][0].device
         allowed = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)
@@ -120,10 +120,10 @@ class AttentionGroups:
         return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attention.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
+        """Scaled dot-product attention of each group separately: (R, H, N, D); 0 for padding.
 
         Raises:
-            ShapeError: Causal, which is set when the groups are made.
+            ShapeError: `causal` is given; it is set when the groups are created.
         """
         if causal:
             raise ShapeError("causal: is set when the groups are made, where frames are known")
@@ -140,7 +140,7 @@ class AttentionGroups:
 def _members(
     grid: TokenGrid, pattern: Pattern, number: int, window: tuple[int, int, int]
 ) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """The tokens of each label, in the grid's order, and which frame each is of."""
+    """Tokens of each label, in the grid's order, and the frame of each token."""
     label = attention_groups(grid, pattern, number, window)
     order = label.argsort(stable=True)
     frame = order // (grid.rows * grid.columns)

@@ -1,11 +1,11 @@
-"""The autoencoder of latent diffusion: the two networks between pixels and latents, one configuration for both.
+"""The autoencoder of latent diffusion: encoder and decoder between pixels and latents, with one configuration.
 
-    encoder: pixels -> enter -> [blocks (+ attention), half the size] per level -> middle -> leave -> z
-    decoder: z -> enter -> middle -> [blocks (+ attention), twice the size] per level -> leave -> pixels
+    encoder: pixels -> enter -> [blocks (+ attention), downsample] per level -> middle -> leave -> z
+    decoder: z -> enter -> middle -> [blocks (+ attention), upsample] per level -> leave -> pixels
 
-Two kinds of normalisation: over groups of channels and the whole image, as published; or over the channels of each
-place, with which (and without attention) a result depends on its surroundings only as far as convolutions reach, so
-that an image in tiles is the image.
+There are two kinds of normalisation: over groups of channels and the whole image, as published, or over the channels of
+each position. With the latter and without attention, an output depends only on the receptive field of the
+convolutions, so that tiled decoding gives the result of the whole image.
 
 Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al. 2021, table 7 (arXiv:2012.09841).
 """
@@ -36,21 +36,21 @@ class AutoencoderConfig:
         in_channels: Number of channels of the images.
         out_channels: Number of channels of the result of the decoder.
         model_channels: Channels of the first convolution; each level has multiplier * model_channels.
-        channel_mult: Multiplier of each level, finest first; the number of levels sets how much smaller latents are.
+        channel_mult: Multiplier of each level, finest first; each further level halves the size of the latents.
         num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
-        z_channels: Number of channels that the decoder takes, and that the encoder outputs `moments` times.
+        z_channels: Number of channels of the decoder's input; the encoder outputs `moments` times as many.
         attention: Rates of the levels with self-attention after each block.
-        middle: Blocks with attention between them at the smallest resolution, or the blocks alone.
-        moments: 2 for a mean and a logarithm of a variance, 1 for a code.
+        middle: Layers at the smallest resolution: two blocks with attention between them, or the two blocks only.
+        moments: Outputs of the encoder per channel of z: 2 for a mean and a log-variance, 1 for a code.
         dropout: Dropout probability in each residual block.
-        norm: Over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
-            (pixel) or by their mean square alone (rms).
-        groups: Number of groups of normalisations of the first kind.
-        norm_eps: 1e-6 as published.
-        patch: Side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+        norm: Kind of normalisation: over groups of channels and the whole image (group), or over the channels of each
+            position, by mean and variance (pixel) or by the mean square only (rms).
+        groups: Number of channel groups of the group normalisations.
+        norm_eps: Epsilon of the normalisations; 1e-6 as published.
+        patch: Side of the squares of pixels that become channels at the input and pixels again at the output; 1: none.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -95,31 +95,31 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one latent."""
+        """Side in pixels of the square that one latent covers."""
         return self.patch * self.rates[-1]
 
     @property
     def local(self) -> bool:
-        """Return True if a result depends on its surroundings only as far as the convolutions reach."""
+        """Return True if an output depends only on the receptive field of the convolutions."""
         return self.norm != "group" and self.middle == "blocks" and not self.attention
 
     @property
     def split(self) -> int:
-        """Number of levels, the finest ones, that run in tiles for large images: those before any attention."""
+        """Number of the finest levels, before any attention, which run in tiles for large images."""
         return next((level for level, rate in enumerate(self.rates) if rate in self.attention), len(self.rates))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of images of this height and width.
+        """Height and width of the latents of images of the given height and width.
 
         Raises:
-            ShapeError: Not multiples of `factor`; names the nearest.
+            ShapeError: Height or width is not a multiple of `factor`; the message names the nearest.
         """
         check_multiple(size, self.factor)
         return size[0] // self.factor, size[1] // self.factor
 
 
 def activated(x: Tensor) -> Tensor:
-    """SiLU of x, which is overwritten where no gradient needs it."""
+    """SiLU of x, computed in place if no gradient needs x."""
     return F.silu(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
 
 
@@ -146,14 +146,14 @@ class AutoencoderBlock(nn.Module):
         self.skip = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, out, H, W)."""
+        """Map x (B, C, H, W) to (B, out, H, W)."""
         h = self.conv_1(activated(self.norm_1(x)))
         h = self.conv_2(F.dropout(activated(self.norm_2(h)), self.dropout, self.training))
         return h.add_(self.skip(x))
 
 
 class AutoencoderLevel(nn.Module):
-    """The blocks of one resolution, each with attention or nothing after it, and the way to the next one."""
+    """Blocks of one resolution, each with optional attention, and the resampling to the next resolution."""
 
     def __init__(
         self, blocks: list[AutoencoderBlock], attention: list[nn.Module], resample: nn.Module | None = None
@@ -164,7 +164,7 @@ class AutoencoderLevel(nn.Module):
         self.resample = resample
 
     def forward(self, h: Tensor) -> Tensor:
-        """All in turn."""
+        """Apply the blocks, their attention and the resampling in order."""
         for block, attention in zip(self.blocks, self.attention, strict=True):
             h = attention(block(h))
         return h if self.resample is None else self.resample(h)
@@ -173,7 +173,7 @@ class AutoencoderLevel(nn.Module):
 def _level(
     width: int, level: int, blocks: int, config: AutoencoderConfig, resample: nn.Module | None
 ) -> AutoencoderLevel:
-    """A level that is entered with `width` channels."""
+    """Level whose input has `width` channels."""
     out, attended = config.widths[level], config.rates[level] in config.attention
     return AutoencoderLevel(
         [AutoencoderBlock(width if i == 0 else out, out, config) for i in range(blocks)],
@@ -189,7 +189,7 @@ def _middle(config: AutoencoderConfig) -> AutoencoderLevel:
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to z, in two parts: `tiled`, which costs most, and `whole`."""
+    """Encoder from pixels to z, in two parts: the large tiled layers, and the small layers on the whole image."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -206,15 +206,16 @@ class ImageEncoder(nn.Module):
         self.leave = nn.Conv2d(widths[-1], config.moments * config.z_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
+        """Map pixels (B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
 
         Raises:
-            ShapeError: Another number of channels, or a size that is not a multiple of `factor`; names the nearest.
+            ShapeError: The number of channels is wrong, or the size is not a multiple of `factor`; the message names
+                the nearest.
         """
         return self.global_layers(self.tiled_layers(pixels))
 
     def tiled_layers(self, pixels: Tensor) -> Tensor:
-        """The levels before any attention: (B, in_channels, H, W) to (B, C, H', W')."""
+        """Apply the levels before any attention: (B, in_channels, H, W) to (B, C, H', W')."""
         config = self.config
         if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
             raise ShapeError(f"pixels {tuple(pixels.shape)}: must be (B, {config.in_channels}, H, W)")
@@ -225,18 +226,18 @@ class ImageEncoder(nn.Module):
         return h
 
     def tiled_module_names(self) -> tuple[str, ...]:
-        """Beginnings of the names of the modules in `tiled`."""
+        """Prefixes of the names of the modules in `tiled_layers`."""
         return tuple(f"down.{level}." for level in range(self.config.split))
 
     def global_layers(self, h: Tensor) -> Tensor:
-        """Apply the other, small layers to the whole image."""
+        """Apply the remaining small layers to the whole image."""
         for level in self.down[self.config.split :]:
             h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
 
 
 class ImageDecoder(nn.Module):
-    """Z to pixels, in two parts: `whole`, and `tiled`, which costs most."""
+    """Decoder from z to pixels, in two parts: the small layers on the whole image, and the large tiled layers."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -252,10 +253,10 @@ class ImageDecoder(nn.Module):
         self.leave = nn.Conv2d(widths[0], config.out_channels * config.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z_channels, h, w) to (B, out_channels, factor h, factor w).
+        """Map z (B, z_channels, h, w) to pixels (B, out_channels, factor h, factor w).
 
         Raises:
-            ShapeError: Another number of channels.
+            ShapeError: The number of channels is wrong.
         """
         return self.tiled_layers(self.global_layers(z))
 
@@ -269,12 +270,12 @@ class ImageDecoder(nn.Module):
         return h
 
     def tiled_layers(self, h: Tensor) -> Tensor:
-        """The levels after any attention: the rest of the way to pixels."""
+        """Apply the levels after any attention, up to pixels (B, out_channels, factor h, factor w)."""
         for level in self.up[len(self.up) - self.config.split :]:
             h = level(h)
         return F.pixel_shuffle(self.leave(activated(self.norm(h))), self.config.patch)
 
     def tiled_module_names(self) -> tuple[str, ...]:
-        """Beginnings of the names of the modules in `tiled`."""
+        """Prefixes of the names of the modules in `tiled_layers`."""
         levels = len(self.up)
         return (*(f"up.{place}." for place in range(levels - self.config.split, levels)), "norm")

@@ -1,8 +1,8 @@
-"""Sets of boxes denoised, given the image that they lie in, from what the image shows inside each box.
+"""Denoising of sets of boxes, conditioned on an image through the features inside each box.
 
-In the spirit of DiffusionDet: the features of the present, noisy boxes are cut out of a feature map and a small
-transformer over the set moves the boxes. Deviation: the boxes also attend to the whole image in coarse cells, so
-that a box that lies on nothing learns where something is.
+The design follows DiffusionDet: the features of the current noisy boxes are cropped from a feature map, and a small
+transformer over the set updates the boxes. Deviation: the boxes also attend to the whole image in coarse cells, so
+that a box on the background receives the positions of objects.
 
 Source: Chen et al. 2022, section 3 (arXiv:2211.09788); regions by bilinear sampling: He et al. 2017 (RoIAlign,
 arXiv:1703.06870).
@@ -32,15 +32,15 @@ class BoxesConfig:
     """Configuration of the network.
 
     Args:
-        slots: Boxes in a set; each row has its own learned vector.
+        slots: Number of boxes in a set; each slot has its own learned vector.
         concat_channels: Number of channels of the image in `condition.concat`.
         hidden_size: Width of the features and of the transformer.
         depth: Number of transformer blocks.
         heads: Number of heads of its attention.
-        samples: Side of the grid of points that is read inside each box.
+        samples: Side of the grid of points that is sampled inside each box.
 
     Raises:
-        RecipeError: A hidden_size that the heads do not divide, or a number below 1.
+        RecipeError: `hidden_size` is not a multiple of `heads`, or a number is below 1.
     """
 
     slots: int
@@ -64,7 +64,7 @@ class BoxesConfig:
 
 
 class BoxBackbone(nn.Module):
-    """An image (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
+    """Backbone from an image (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
 
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class BoxBackbone(nn.Module):
         self.place = nn.Linear(2, width)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps."""
+        """Return the fine map and the coarse cells."""
         maps = [image]
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps.append(F.silu(norm(conv(maps[-1]))))
@@ -86,7 +86,7 @@ class BoxBackbone(nn.Module):
 
 
 class BoxDecoderBlock(nn.Module):
-    """Boxes (B, N, D) attend to one another and to the image's cells."""
+    """Transformer block in which boxes (B, N, D) attend to each other and to the image's cells."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class BoxDecoderBlock(nn.Module):
         self.wide, self.narrow = nn.Linear(width, 4 * width), zeroed(nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor, cells: Tensor) -> Tensor:
-        """The boxes' new features."""
+        """New features of the boxes, (B, N, D)."""
         h = h + self.own_out(self._attend(*self.own(self.norms[0](h)).chunk(3, dim=-1)))
         h = h + self.cells_out(self._attend(self.query(self.norms[1](h)), *self.cells(cells).chunk(2, dim=-1)))
         return h + self.narrow(F.gelu(self.wide(self.norms[2](h))))
@@ -109,7 +109,7 @@ class BoxDecoderBlock(nn.Module):
 
 
 class BoxDenoiser(nn.Module):
-    """The denoising network: boxes (B, slots, 5) in [-1, 1], t and an image to a tensor like the boxes."""
+    """Denoising network from boxes (B, slots, 5) in [-1, 1], t and an image to a tensor of the boxes' shape."""
 
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
@@ -126,15 +126,16 @@ class BoxDenoiser(nn.Module):
         self.leave = zeroed(nn.Linear(width, COLUMNS))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The raw result, of x's shape.
+        """Network output, of the shape of x.
 
         Args:
-            x: (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1], with noise.
-            t: (B,) the number that stands for the level.
-            condition: Its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
+            x: Noisy boxes (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1].
+            t: Time input of the network for the noise level, (B,).
+            condition: Condition of B rows. Its `concat` is the image (B, C, H, W) with sides that are multiples of 8;
+                its vector is added to the time embedding.
 
         Raises:
-            ShapeError: Another shape, or no image.
+            ShapeError: The boxes or the image have another shape, or there is no image.
         """
         config, condition = self.config, condition or Condition()
         if x.shape[1:] != (config.slots, COLUMNS):
@@ -150,7 +151,7 @@ class BoxDenoiser(nn.Module):
         return self.move(x, time, self.features(image.to(x)))
 
     def move(self, x: Tensor, time: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
-        """The result, given the time embedding (B, D) and the image's features, which no step changes."""
+        """Network output, given the time embedding (B, D) and the image's features, which are the same in all steps."""
         fine, cells = features
         regions = regions_of(x, fine, self.config.samples)  # (B, N, samples**2 * D)
         h = self.region(regions) + self.coordinates(x) + self.rows + time[:, None]  # (B, N, D)
@@ -162,7 +163,7 @@ class BoxDenoiser(nn.Module):
 def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
     """Values of a map (B, F, H, W) at samples x samples points inside each box, (B, N, samples**2 * F).
 
-    Boxes (B, N, 5) are cut off at [-1, 1] first; no box is narrower than 1/50 of the image.
+    Boxes (B, N, 5) are clamped to [-1, 1] first; no box is narrower than 1/50 of the image.
     """
     x = x.clamp(-1, 1)
     # In coordinates from -1 to 1 a box's half width is its width as a part of the image.
@@ -175,7 +176,7 @@ def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
 
 
 def _centres(features: Tensor) -> Tensor:
-    """Centres of the cells of a map, (H*W, 2): x and y from -1 to 1."""
+    """Centres of the cells of a map, (H*W, 2), with x and y in [-1, 1]."""
     sides = [(2 * torch.arange(side, device=features.device) + 1) / side - 1 for side in features.shape[-2:]]
     y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x, y], dim=-1).view(-1, 2).to(features)

@@ -1,8 +1,8 @@
-"""A captioner: images and clips read by a transformer over patches in space and time, and described word by word.
+"""Captioning network: a transformer over spatio-temporal patches encodes a video, a decoder predicts its caption.
 
-    x -> frames -> patches -> tokens + places -> blocks -> encoder states of the decoder -> words
+    x -> frames -> patches -> tokens + positions -> blocks -> encoder states of the decoder -> words
 
-Letters of shapes: B clips, T frames, N patches of all frames, C the width of a token, L words, V of the vocabulary.
+Letters of shapes: B videos, T frames, N patches of all frames, C the width of a token, L words, V of the vocabulary.
 
 Sources: patches of all frames in one sequence: Arnab et al. 2021, section 3.3, model 1 (arXiv:2103.15691); the decoder:
 Vaswani et al. 2017 (arXiv:1706.03762); a captioner for what a generative model is trained on: Betker et al. 2023.
@@ -41,15 +41,15 @@ class CaptionerConfig:
         vocab_size: Size of the vocabulary, special tokens included.
         channels: Number of channels of an image.
         patch: Side of the squares of a frame that become tokens.
-        stem: Conversion of a square to a token, see `vit.ViTConfig`.
-        depth, decoder_depth: Numbers of blocks of the encoder and of the decoder.
+        stem: Conversion of a square to a token; see `vit.ViTConfig`.
+        depth, decoder_depth: Number of blocks of the encoder and of the decoder.
         hidden_size, heads: Width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        max_length: Words of a caption at most, begin and end included.
+        max_length: Maximum number of words of a caption, begin and end included.
         dropout: Dropout probability in training.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     vocab_size: Annotated[int, Ge(1)]
@@ -78,12 +78,12 @@ class CaptionerConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """Configuration of the blocks of both halves."""
+        """Configuration of the blocks of encoder and decoder."""
         return BlockConfig(self.hidden_size, self.heads, int(self.mlp_ratio * self.hidden_size), dropout=self.dropout)
 
 
 class Captioner(nn.Module):
-    """Predict the next word for videos (B, channels, T, H, W) of any length and size."""
+    """Encoder-decoder for captions of videos (B, channels, T, H, W) of any length and size."""
 
     kind: Literal["captioner"] = "captioner"
 
@@ -102,18 +102,18 @@ class Captioner(nn.Module):
         )
 
     def forward(self, x: Tensor, words: Tensor, rate: Tensor | None = None) -> Tensor:
-        """Logits (B, L, V) of what follows each of words (B, L), given clips; see `encode`."""
+        """Logits (B, L, V) of the word after each of words (B, L), given videos and frame rates; see `encode`."""
         return self.decoder.logits(self.decoder(words, context=self.encode(x, rate)))
 
     def encode(self, x: Tensor, rate: Tensor | None = None) -> EncoderStates:
-        """Context of the decoder: tokens (B, N, C).
+        """Encoder states (B, N, C) that the decoder attends to.
 
         Args:
-            x: Clips in [-1, 1]; an image is a clip of one frame.
-            rate: (B,) frames a second; None: `RATE`.
+            x: Videos in [-1, 1]; an image is a video of one frame.
+            rate: Frame rate (B,) in frames per second; None: `RATE`.
 
         Raises:
-            ShapeError: Another number of channels, or sides that are not multiples of the patch.
+            ShapeError: The number of channels is wrong, or a side is not a multiple of the patch.
         """
         if x.ndim != 5 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads clips (B, {self.config.channels}, T, H, W)")
@@ -125,11 +125,11 @@ class Captioner(nn.Module):
         return EncoderStates(self.encoder(tokens + self._places(size, len(x), rate).to(tokens)))
 
     def start(self, x: Tensor, rate: Tensor | None = None) -> DecoderState:
-        """A reading of captions of these clips, for `decoding`."""
+        """Decoder state at the start of captions of videos, for `decoding`."""
         return self.decoder.start(self.encode(x, rate))
 
     def _places(self, size: tuple[int, int, int], batch: int, rate: Tensor | None) -> Tensor:
-        """Waves of when and where each token is, (1 or B, N, C): time counts in frames of `RATE`."""
+        """Sinusoids of the time and position of each token, (1 or B, N, C); time is counted in frames at `RATE`."""
         grid = grid_coordinates(size)  # (N, 3)
         if rate is None:
             return sin_cos_positions(grid, self.config.hidden_size, "sin-cos")[None]

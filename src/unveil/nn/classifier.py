@@ -1,4 +1,4 @@
-"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, conditioned on the level like the U-Net.
+"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits and conditioned on the noise level.
 
     x -> enter -> [blocks (+ attention), downsample] per level -> middle -> pool -> logits
 
@@ -26,25 +26,26 @@ Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
 @dataclass(frozen=True)
 class NoisyClassifierConfig:
-    """Configuration of a noisy classifier; names that the U-Net has too mean the same.
+    """Configuration of a noisy classifier; settings with the names of `UNetConfig` have the same meaning.
 
     Args:
         in_channels: Number of channels of x.
         num_classes: Number of logits.
-        size: Side of x in pixels, which attention pooling learns a place for each of.
+        size: Side of x in pixels; attention pooling has a learned vector for each position.
         model_channels, channel_mult, num_res_blocks, attention: Settings of the encoder.
-        heads, head_channels: Number and width of the heads of its attention; pooling by attention has the same width
-            per head.
-        attention_order: Attention order of the encoder's attention; that of the pooling is always `qkv-first`.
+        heads, head_channels: Number and width of the attention heads of the encoder; attention pooling uses the same
+            width per head.
+        attention_order: Attention order of the encoder; that of the pooling is always `qkv-first`.
         time_scale_shift, resample: Modulation and resampling of the encoder's blocks.
-        pool: `attention` from the mean of the smallest features to all of them; `adaptive` their mean; `spatial` and
-            `spatial_v2` the means of every block's features, through a hidden layer (the second with normalisation).
-        hidden: Width of that layer.
+        pool: Pooling. `attention`: attention of the mean of the smallest features to all of them. `adaptive`: their
+            mean. `spatial` and `spatial_v2`: the means of every block's features, through a hidden layer (the second
+            with normalisation).
+        hidden: Width of the hidden layer of `spatial` and `spatial_v2`.
         groups: Number of groups of every normalisation.
         dropout: Dropout probability in residual blocks, in training.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: int
@@ -74,7 +75,7 @@ class NoisyClassifierConfig:
 
     @property
     def encoder(self) -> UNetConfig:
-        """The U-Net whose first half this is."""
+        """Configuration of the U-Net whose first half is the encoder."""
         return UNetConfig(
             in_channels=self.in_channels,
             out_channels=self.in_channels,
@@ -93,7 +94,7 @@ class NoisyClassifierConfig:
 
 
 class AttentionPool(nn.Module):
-    """The mean of all positions attends to itself and to each of them: (B, C, H, W) to (B, out)."""
+    """Attention pooling: the mean of all positions attends to itself and to each of them, (B, C, H, W) to (B, out)."""
 
     def __init__(self, width: int, side: int, heads: int, out: int) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class AttentionPool(nn.Module):
         self.out = zeroed(nn.Linear(width, out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features that the mean is taken of."""
+        """Pooled output (B, out) of features (B, C, H, W)."""
         tokens = x.flatten(2)  # (B, C, N)
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2) + self.places.to(x)
         qkv = self.qkv(tokens.transpose(1, 2)).unflatten(2, (3, self.heads, -1))  # (B, 1 + N, 3, heads, D)
@@ -112,7 +113,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Reads images with noise: (x, t) to logits (B, classes)."""
+    """Classifier of noisy images: (x, t) to logits (B, classes)."""
 
     def __init__(self, config: NoisyClassifierConfig) -> None:
         super().__init__()
@@ -140,14 +141,14 @@ class NoisyClassifier(nn.Module):
             )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The logits, (B, classes).
+        """Logits (B, classes) of noisy images.
 
         Args:
-            x: (B, in_channels, size, size), with noise.
-            t: (B,) the number that stands for its level, as the U-Net of the same process is given it.
+            x: Noisy images (B, in_channels, size, size).
+            t: Time input (B,) of the noise level, the same as the U-Net of the process receives.
 
         Raises:
-            ShapeError: Images of another shape.
+            ShapeError: The images have another shape.
         """
         config = self.config
         self._check(x)

@@ -1,4 +1,4 @@
-"""A small convolutional classifier: what reads images, and whose features compare sets of them."""
+"""A small convolutional classifier, whose features are also used to compare sets of images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from unveil.errors import RecipeError, ShapeError
 
 @dataclass(frozen=True)
 class CnnConfig:
-    """A classifier of square images: per width two 3x3 convolutions, halving the image in between.
+    """Configuration of a classifier of square images: two 3x3 convolutions per width, with halving between widths.
 
     Attributes:
         size: Height and width of an image.
-        widths: Channels of each stage; the image must survive halving between them.
-        features: Values of the layer before the logits.
+        widths: Channels of each stage; the image is halved between stages and must keep at least one pixel.
+        features: Width of the layer before the logits.
     """
 
     channels: int
@@ -28,7 +28,7 @@ class CnnConfig:
     features: int = 64
 
     def __post_init__(self) -> None:
-        """Raises RecipeError where the stages would shrink the image to nothing."""
+        """Raise RecipeError if the stages would shrink the image to nothing."""
         if not self.widths or self.size >> (len(self.widths) - 1) < 2:
             raise RecipeError(
                 f"widths {list(self.widths)} at size {self.size}: at least one stage, and at most as many as leave "
@@ -44,7 +44,7 @@ class ClassifierOutput(NamedTuple):
 
 
 class Cnn(nn.Module):
-    """Reads images (B, channels, size, size) in [-1, 1]."""
+    """Classifier of images (B, channels, size, size) in [-1, 1]."""
 
     def __init__(self, config: CnnConfig) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class Cnn(nn.Module):
         self.head = nn.Linear(config.features, config.num_classes)
 
     def forward(self, x: Tensor) -> ClassifierOutput:
-        """Features and logits.
+        """Return features and logits.
 
         Raises:
-            ShapeError: Images of another size than the network's.
+            ShapeError: The images have another shape than the network's.
         """
         wanted = (self.config.channels, self.config.size, self.config.size)
         if tuple(x.shape[1:]) != wanted:
@@ -77,7 +77,7 @@ class Cnn(nn.Module):
 
     @torch.no_grad()
     def scale_features(self, spread: float) -> None:
-        """Divides the features by `spread` and makes up for it in the logits."""
+        """Divide the features by `spread`, and scale the head so that the logits stay the same."""
         self.neck.weight.div_(spread)
         self.neck.bias.div_(spread)
         self.head.weight.mul_(spread)

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of a U-Net's first half that reads an image and adds to what the U-Net keeps.
+"""ControlNet: a copy of a U-Net's first half that encodes a control image and outputs residuals for the U-Net's stack.
 
     hint -> eight convolutions -> + -> [blocks (+ attention), downsample] per level -> middle
     x    -> enter ----------------^        each result, and the middle's -> a convolution that starts as zero
@@ -23,10 +23,10 @@ HINT_WIDTHS = (16, 32, 96, 256)  # of the published ControlNets: three halvings,
 
 
 def hint_widths(factor: int) -> tuple[int, ...]:
-    """Widths of a hint network for a hint that is `factor` times the size of what the first convolution makes of x.
+    """Widths of a hint network for a control image that is `factor` times the size of the first convolution's output.
 
     Raises:
-        RecipeError: No power of two, which halvings could not reach.
+        RecipeError: `factor` is not a power of two, so repeated halving cannot reach the size.
     """
     levels = factor.bit_length()
     if factor < 1 or factor != 2 ** (levels - 1):
@@ -35,12 +35,12 @@ def hint_widths(factor: int) -> tuple[int, ...]:
 
 
 class HintNetwork(nn.Module):
-    """Convolutions that bring a hint to the size and width of what the first convolution makes of x.
+    """Convolutions that map a control image to the size and width of the first convolution's output.
 
     Args:
-        channels: Number of channels of the hint.
-        widths: Widths of its levels, the finest first; each is half the size of the one before.
-        out: Width of the result.
+        channels: Number of channels of the control image.
+        widths: Widths of its levels, finest first; each level has half the size of the one before.
+        out: Width of the output.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], out: int) -> None:
@@ -53,7 +53,7 @@ class HintNetwork(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, hint: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, out, H / f, W / f)."""
+        """Map a control image (B, channels, H, W) to (B, out, H / f, W / f), where f is 2**(levels - 1)."""
         *inside, last = self.layers
         for layer in inside:
             hint = F.silu(layer(hint))
@@ -61,18 +61,19 @@ class HintNetwork(nn.Module):
 
 
 class ControlNet(UNetEncoder):
-    """Residuals of a control image for a U-Net: (x, t, condition) to `Condition.residuals`.
+    """ControlNet of a U-Net, from (x, t, condition with a control image) to `Condition.residuals`.
 
-    A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.
+    A new ControlNet outputs zeros. Its other weights are random; `from_unet` copies them from a U-Net, as in the paper.
 
     Args:
         config: Configuration of the U-Net.
         hint_channels: Number of channels of the control image.
-        hint_widths: Hint widths of the levels of its hint network, which has to halve at least as often as patches of x
-            do.
+        hint_widths: Widths of the levels of the hint network, which has to halve the control image at least to the size
+            of the patches of x.
 
     Raises:
-        RecipeError: Patches of x that are not a power of two, or larger than what the hint network halves.
+        RecipeError: The patch of x is not a power of two, or is larger than the factor by which the hint network
+            reduces.
     """
 
     def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
@@ -90,7 +91,7 @@ class ControlNet(UNetEncoder):
 
     @classmethod
     def from_unet(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
-        """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
+        """ControlNet that begins as a copy of a U-Net's first half; at first it does not change the U-Net's output."""
         new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
         device = next(unet.parameters()).device
         names = new.state_dict()
@@ -103,16 +104,15 @@ class ControlNet(UNetEncoder):
         return 2 ** (len(self.hint_widths) - 1) // self.config.patch
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, features: Tensor | None = None) -> tuple[Tensor, ...]:
-        """One tensor for each place of the U-Net's stack, and that of its middle last.
+        """Residuals of each entry of the U-Net's stack, and those of its middle last.
 
         Args:
             x, t: Noisy samples and time inputs of the U-Net.
-            condition: Condition, as the U-Net's, with a control image (B, hint_channels, H * factor, W * factor) in [0,
-                1].
+            condition: Condition of the U-Net with a control image (B, hint_channels, H * factor, W * factor) in [0, 1].
             features: Result of `control_features` in an earlier call; None: computed here.
 
         Raises:
-            ShapeError: A control image that does not fit, or what the U-Net refuses.
+            ShapeError: The control image does not fit, or an input does not fit the U-Net.
         """
         if features is None:
             if condition.control_image is None:
@@ -122,12 +122,12 @@ class ControlNet(UNetEncoder):
         return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
     def control_features(self, hint: Tensor, x: Tensor) -> Tensor:
-        """Output of the hint network for an x: (B, C, H / patch, W / patch). It does not depend on the level.
+        """Output of the hint network for x: (B, C, H / patch, W / patch). It does not depend on the noise level.
 
-        A hint of one pixel stands for one of any size.
+        A control image of one pixel is expanded to the size of x.
 
         Raises:
-            ShapeError: Another number of channels or rows, or another size than `factor` times that of x.
+            ShapeError: The number of channels or rows is wrong, or the size is not `factor` times that of x.
         """
         size = tuple(side * self.factor for side in x.shape[-2:])
         if hint.shape[-2:] == (1, 1):

@@ -1,4 +1,4 @@
-"""Two operations in one pass over memory, where torch has a kernel for both and no gradient is wanted."""
+"""Two fused CPU operations, used if torch has a kernel for them and no gradient is needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 
 def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
-    """The first half of layer(x) times the GELU of the second: (..., in_features) to (..., out_features / 2).
+    """GEGLU of layer(x), its first half times the GELU of the second: (..., in_features) to (..., out_features / 2).
 
-    Where `linear_gelu` is one call, so is each of the halves here.
+    It uses the fused kernel of `linear_gelu` for each half under the same conditions.
     """
     if _KERNEL is None or not _plain(x, layer) or (dtype := _dtype(x)) is None:
         value, gate = layer(x).chunk(2, dim=-1)
@@ -28,13 +28,13 @@ def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tensor:
-    """The GELU of layer(x): (..., in_features) to (..., out_features).
+    """GELU of layer(x): (..., in_features) to (..., out_features).
 
-    On a CPU and without gradients this is one call of oneDNN, which computes the GELU while the products are
-    at hand. Apart from them it costs a fifth of their time in float32, and half of it in bf16.
+    On a CPU without gradients this is one oneDNN call, which computes the GELU as part of the matrix product. A
+    separate GELU costs a fifth of the product's time in float32, and half of it in bf16.
 
     Args:
-        approximate: "none" or "tanh", as of `F.gelu`.
+        approximate: Form of the GELU, "none" or "tanh", as in `F.gelu`.
     """
     if _KERNEL is None or not _plain(x, layer) or (dtype := _dtype(x)) is None:
         return F.gelu(layer(x), approximate=approximate)
@@ -43,7 +43,7 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tenso
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """Cost of these kernels, for torch's FlopCounterMode(custom_mapping=...)."""
+    """Cost of these kernels in FLOPs, for torch's FlopCounterMode(custom_mapping=...)."""
 
     def products(x: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
         return 2 * math.prod(x) * out_shape[-1]
@@ -52,13 +52,13 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:
-    """Type that the product is computed in, None for a type that the kernel is not made for."""
+    """Type in which the product is computed; None if the kernel does not support the type."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _plain(x: Tensor, layer: nn.Linear) -> bool:
-    """Return True if nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
+    """Return True if the kernel applies: no gradient, no compiling, no hook, and a plain linear layer."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
     hooked = layer._forward_hooks or layer._forward_pre_hooks
     supported = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0
@@ -66,7 +66,7 @@ def _plain(x: Tensor, layer: nn.Linear) -> bool:
 
 
 def _kernel() -> Any:
-    """The kernel that torch's compiler takes for the two; it is not a documented one, so it may be missing."""
+    """Kernel that torch's compiler uses for both operations. It is undocumented, so it may be missing."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 

@@ -1,4 +1,4 @@
-"""The discrete cosine transform of boxes of pixels, of which the lowest frequencies contain most.
+"""The discrete cosine transform of boxes of pixels; the lowest frequencies contain most of the energy.
 
 Source: Ahmed, Natarajan & Rao 1974, "Discrete cosine transform", eq. 1.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def dct_matrix(length: int) -> Tensor:
-    """The orthonormal waves of that many places, (frequency, place), the constant one first."""
+    """Orthonormal cosine basis (frequency, position) of the given length, the constant row first."""
     frequency, place = torch.arange(length)[:, None], torch.arange(length)
     waves = torch.cos(math.pi / length * (place + 0.5) * frequency) * math.sqrt(2 / length)
     return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])
 
 
 def lowpass_rows(count: int, channels: int, time: int, side: int) -> Tensor:
-    """The rows (count, channels * time * side * side) that make of boxes (C, T, H, W) their lowest frequencies.
+    """Projection (count, channels * time * side * side) of boxes (C, T, H, W) to their lowest frequencies.
 
-    The rows are orthonormal, so that their transpose rebuilds what they keep; where there are more of them than a box
-    has values, the others are 0.
+    The rows are orthonormal, so that the transpose reconstructs the box from the coefficients. Rows beyond the number
+    of values of a box are 0.
     """
     over, along = dct_matrix(time), dct_matrix(side)
     waves = torch.einsum("at,by,cx->abctyx", over, along, along).flatten(0, 2).flatten(1)  # (T H W, T H W)

@@ -1,4 +1,4 @@
-"""Decoding of next-token models: the likeliest word at each place, words drawn by chance, or the best of beams.
+"""Decoding of next-token models: greedy, sampled, and beam search.
 
 Letters of shapes: B sequences, V words of the vocabulary, K beams.
 """
@@ -17,22 +17,24 @@ from unveil.errors import RecipeError, ShapeError
 
 
 class NextToken(Protocol):
-    """Sequences of a batch while they are read, such as `transformer.DecoderState`; it remembers what it read."""
+    """State of sequences that are decoded, such as `transformer.DecoderState`. It contains the tokens so far."""
 
     def next(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) of what follows these tokens (B, n), which follow those of the calls before."""
+        """Logits (B, V) of the next token, after appending tokens (B, n) to the sequences."""
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with the sequences of these numbers, in this order; one may come several times."""
+        """Continue with the sequences of the given indices, in this order; a sequence may be selected several times."""
         ...
 
 
 class Decoded(NamedTuple):
     """Continuation of each of B sequences.
 
-    tokens: without those given and without the end. log_probability: (B,) float64, natural, the end's included.
-    ended: (B,), False where the limit cut a sequence off.
+    Attributes:
+        tokens: New tokens of each sequence, without the start and without the end token.
+        log_probability: Natural logarithm of the probability of the new tokens, the end token included, (B,) float64.
+        ended: Flag (B,), False for a sequence that was cut off at the limit.
     """
 
     tokens: list[list[int]]
@@ -46,10 +48,10 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 @torch.no_grad()
 def greedy(model: NextToken, start: Tensor, *, end: int, limit: int) -> Decoded:
-    """The likeliest token at each place, after start (B, n), until `end` or `limit` tokens.
+    """Decode greedily: the likeliest token at each position after start (B, n), until `end` or `limit` tokens.
 
     Raises:
-        ShapeError, RecipeError: A start that is not (B, n) with n at least 1, or a limit below 1.
+        ShapeError, RecipeError: `start` is not (B, n) with n at least 1, or `limit` is below 1.
     """
     return _token_by_token(model, start, end, limit, lambda logp, rows, step: logp.argmax(dim=1))
 
@@ -66,19 +68,19 @@ def sampled(
     top: int | None = None,
     mass: float = 1.0,
 ) -> Decoded:
-    """Tokens drawn with the model's probabilities, after start (B, n), until `end` or `limit` tokens.
+    """Sample tokens with the model's probabilities, after start (B, n), until `end` or `limit` tokens.
 
     Args:
-        streams: One for each sequence; the same draws whatever else is in the batch.
-        temperature: Divisor of the logits; below 1 the likely grows likelier.
-        top: Number of likeliest tokens that are drawn from.
-        mass: Sum of probabilities that the drawn tokens reach, the likeliest first.
+        streams: Random streams, one per sequence; the draws do not depend on the other sequences of the batch.
+        temperature: Divisor of the logits; values below 1 favour likely tokens.
+        top: Number of likeliest tokens that are sampled from; None: all.
+        mass: Sum of probabilities of the tokens that are sampled from, likeliest first.
 
     Returns:
-        Sequences with the log-probability that the model itself gives them.
+        Sequences with the log-probabilities that the model assigns to them at temperature 1.
 
     Raises:
-        ShapeError, RecipeError: As in `greedy`, or a setting is outside its range.
+        ShapeError, RecipeError: A condition of `greedy` is violated, or a setting is outside its range.
 
     Source: mass: Holtzman et al. 2019, section 3.1 (arXiv:1904.09751).
     """
@@ -107,15 +109,15 @@ def sampled(
 def beam(
     model: NextToken, start: Tensor, *, end: int, limit: int, beams: int = 4, length_power: float = 0.6
 ) -> Decoded:
-    """The best sequence found by going on with the `beams` likeliest at each place, after start (B, n).
+    """Beam search with `beams` beams: the best sequence found after start (B, n).
 
-    Sequences are compared by log-probability / ((5 + length) / 6)^length_power, the end counted.
+    Sequences are ranked by log-probability / ((5 + length) / 6)^length_power; the length includes the end token.
 
     Args:
-        length_power: 0 favours short sequences; 1 compares nearly the mean of a token.
+        length_power: Exponent of the length; 0 favours short sequences, 1 nearly compares the mean per token.
 
     Raises:
-        ShapeError, RecipeError: As in `greedy`, or a setting is outside its range.
+        ShapeError, RecipeError: A condition of `greedy` is violated, or a setting is outside its range.
 
     Source: Wu et al. 2016, eq. 14 without coverage (arXiv:1609.08144); 4 and 0.6: Vaswani et al. 2017, section 6.1.
     """
@@ -143,7 +145,7 @@ def beam(
 
 
 class _Search:
-    """Result of a beam search: for each sequence the best one that ended."""
+    """State of a beam search: the best finished sequence of each row."""
 
     def __init__(self, count: int, beams: int, end: int, norms: list[float]) -> None:
         self.beams, self.end, self.norms = beams, end, norms
@@ -154,7 +156,7 @@ class _Search:
     def step(
         self, step: int, rows: Tensor, live: Tensor, logp: Tensor, history: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next beams' log-probabilities, parents and last tokens, (B, K) each; what ended is taken note of."""
+        """Log-probabilities, parents and last tokens (B, K) of the next beams; finished sequences are recorded."""
         words = logp.shape[2]
         # as many candidates again as beams: should all the best end, there are others to go on with
         best, place = (live[..., None] + logp).flatten(1).topk(min(2 * self.beams, self.beams * words), dim=1)
@@ -169,7 +171,7 @@ class _Search:
         return live, parents.gather(1, places), tokens.gather(1, places)
 
     def open(self, rows: Tensor, live: Tensor) -> Tensor:
-        """The places in `rows` of sequences of which a beam may still beat what ended."""
+        """Positions in `rows` of the sequences of which a beam may still exceed the best finished sequence."""
         # log-probabilities only fall, and no norm is larger than the last one
         hope = live[:, 0] / self.norms[-1]
         best = torch.tensor([self.score[row] for row in rows.tolist()], dtype=hope.dtype)
@@ -184,7 +186,7 @@ class _Search:
 
 
 def _token_by_token(model: NextToken, start: Tensor, end: int, limit: int, choose: Choose) -> Decoded:
-    """Goes on token by token; what has ended leaves the batch."""
+    """Decode token by token; finished sequences leave the batch."""
     _check(start, limit)
     sequences: list[list[int]] = [[] for _ in range(len(start))]
     total = torch.zeros(len(start), dtype=torch.float64)

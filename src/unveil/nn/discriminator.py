@@ -1,4 +1,4 @@
-"""Patch discriminator: a small convolutional network that distinguishes real patches of images from others."""
+"""Patch discriminator: a small convolutional network that distinguishes patches of real and of reconstructed images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ KINDS: dict[int, tuple[type[nn.Conv2d] | type[nn.Conv3d], type[nn.Module], Any, 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """PatchGAN: 4 x 4 convolutions, of which all but the last two halve the image.
+    """PatchGAN configuration: 4 x 4 convolutions, of which all but the last two halve the image.
 
     Attributes:
-        width: Channels after the first convolution, doubled by each that follows, up to eight times.
-        layers: Convolutions that halve; 3 gives each output a receptive field of 70 x 70 pixels.
-        axes: 2 for images; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
-            frame has an output as well.
+        width: Channels after the first convolution; each later one doubles them, up to eight times.
+        layers: Number of convolutions that halve; 3 gives each output a receptive field of 70 x 70 pixels.
+        axes: Number of axes after the channels. 2: images. 3: videos; kernels of 3 frames also halve the time, so that
+            a video of one frame has an output.
 
     Raises:
-        RecipeError: No layer, or no channel.
+        RecipeError: `width` or `layers` is below 1, or `axes` is neither 2 nor 3.
+
     Source: Isola et al. 2017, appendix 6.1.2 (arXiv:1611.07004).
     """
 
@@ -43,16 +44,16 @@ class DiscriminatorConfig:
             raise RecipeError(f"axes = {self.axes}: must be 2 (images) or 3 (clips)")
 
     def side(self, size: int) -> int:
-        """Outputs along a side of images with `size` pixels; below 1 the image is too small."""
+        """Number of outputs along a side of images with `size` pixels; below 1 if the image is too small."""
         for _ in range(self.layers):
             size //= 2
         return size - 2  # each of the last two takes one away
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit per patch, above 0 for real ones.
+    """Discriminator with one logit per patch, above 0 for real patches.
 
-    Names and initial values are those of the published checkpoints of VQGAN and latent diffusion
+    Parameter names and initial values are those of the published checkpoints of VQGAN and latent diffusion
     (`loss.discriminator.main.0.weight` and on).
 
     Source: Isola et al. 2017, appendix 6.1.2 (arXiv:1611.07004); normal(0, 0.02) weights: section 6.2.
@@ -77,10 +78,10 @@ class PatchDiscriminator(nn.Module):
         self.apply(_begin)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1, h, w) of images (B, channels, H, W), or (B, 1, t, h, w) of clips (B, channels, T, H, W).
+        """Logits (B, 1, h, w) of images (B, channels, H, W), or (B, 1, t, h, w) of videos (B, channels, T, H, W).
 
         Raises:
-            ShapeError: Other channels, or an image that the convolutions shrink to nothing.
+            ShapeError: The number of channels is wrong, or the image is too small for the convolutions.
         """
         side = min(images.shape[-2:], default=0)
         if images.ndim != 2 + self.config.axes or images.shape[1] != self.channels or self.config.side(side) < 1:
@@ -93,7 +94,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _begin(layer: nn.Module) -> None:
-    """Initial values: convolutions from normal(0, 0.02), scales of normalisations from normal(1, 0.02)."""
+    """Initialise a layer: convolutions from normal(0, 0.02), scales of normalisations from normal(1, 0.02)."""
     if isinstance(layer, nn.Conv2d | nn.Conv3d):
         nn.init.normal_(layer.weight, 0.0, 0.02)
     elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):

@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches of latents, conditioned on the time and the class by its normalisations.
+"""DiT: a transformer over patches of latents, conditioned on time and class through its normalisations.
 
     x -> patches -> tokens + positions -> blocks, modulated by (t, class) -> norm -> linear -> patches of the result
 
@@ -40,19 +40,19 @@ class DiTConfig:
 
     Args:
         in_channels: Number of channels of x.
-        out_channels: Number of channels of the result, twice those of x with learned variance.
-        size: Side of the x that positions are laid out for; others are taken too, see `resize`.
+        out_channels: Number of channels of the output; twice those of x with learned variance.
+        size: Side of the x that positions are computed for; other sizes are possible, see `resize`.
         patch: Side of the squares of x that become tokens.
-        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        block_type: Conditioning of a block on time and class: as further tokens (`in-context`), by
-            attention to them (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that
-            begin at 0 too (`adaln-zero`).
-        skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
+        block_type: Conditioning of a block on time and class: as additional tokens (`in-context`), by attention to them
+            (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that are also
+            initialised to 0 (`adaln-zero`).
+        skips: Skip connections. `long` adds them from each block of the first half to its mirror in the second (U-ViT).
         embedding: Order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
-        embedders: True if blocks share the embedding of time and label, as published, or each has its own, as
-            diffusers' folders can have.
-        resize: Positions for an x of another size: keep their ends, or go on beyond them.
+        embedders: Embeddings of time and label: one that all blocks share (`shared`), as published, or one per block
+            (`per-block`), as diffusers' folders can have.
+        resize: Positions of an x of another size: interpolated between the same ends, or extended beyond them.
         qk_norm: Normalisation of queries and keys.
         norm_eps, mlp_norm_eps: Epsilons of the normalisations, and of those before the MLPs (1e-5 in diffusers'
             folders).
@@ -60,7 +60,7 @@ class DiTConfig:
         gradient_checkpointing: Recomputation of the activations of blocks in training: less memory, a third more time.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -97,7 +97,7 @@ class DiTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along a side of the x that positions are laid out for."""
+        """Number of patches along a side of the x that positions are computed for."""
         return self.size // self.patch
 
     @property
@@ -112,7 +112,7 @@ class DiTConfig:
 
     @property
     def name(self) -> str | None:
-        """The published name of this shape, if it has one, whatever the size of x."""
+        """Published name of this shape; None if it has none. The size of x is ignored."""
         for letter, shape in SIZES.items():
             if shape == (self.depth, self.hidden_size, self.heads):
                 return f"dit-{letter}-{self.patch}"
@@ -120,10 +120,10 @@ class DiTConfig:
 
 
 def shape_of(name: str) -> dict[str, int]:
-    """Depth, width, heads and patch of `dit-xl-2` and the like; any whole number may be the patch.
+    """Depth, width, heads and patch of names such as `dit-xl-2`; any whole number may be the patch.
 
     Raises:
-        RecipeError: No such name; the nearest is named.
+        RecipeError: The name is unknown; the message names the nearest.
     """
     kind, _, rest = str(name).partition("-")
     letter, _, patch = rest.partition("-")
@@ -134,10 +134,10 @@ def shape_of(name: str) -> dict[str, int]:
 
 
 def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int = 8) -> DiTConfig:
-    """The published configuration of this name; `size` 32 and 64 are its latents of 256 and 512 pixels.
+    """Published configuration of the given name; `size` 32 and 64 are its latents of 256 and 512 pixels.
 
     Raises:
-        RecipeError: No such name; the nearest is named.
+        RecipeError: The name is unknown; the message names the nearest.
     """
     shape = shape_of(name)
     return DiTConfig(
@@ -146,10 +146,10 @@ def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels:
 
 
 def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
+    """Section of a recipe, completed with the settings of its `name`; settings in the section take precedence.
 
     Raises:
-        RecipeError: No such name; the nearest is named.
+        RecipeError: The name is unknown; the message names the nearest.
     """
     options = dict(section)
     name = options.pop("name", None)
@@ -162,12 +162,15 @@ MAX_PRECOMPUTED_BYTES = 2**30  # maximum size of the precomputed modulation
 
 @dataclass(frozen=True)
 class BlockConditioning:
-    """The conditioning of blocks; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
+    """Conditioning of all blocks; it depends on the noise level and the condition, not on x.
 
-    modulation: of adaLN, per block shifts, scales and gates (B, 1, parts, C), or (B, N, parts, C) for each token;
-        those of the last normalisation are behind all blocks'.
-    tokens, mask: of the others, (B, L, C), and True where one of the (B, L) counts.
-    packing: of tokens that are several images in a row.
+    Letters of shapes: B rows, N tokens, C the width of a token.
+
+    Attributes:
+        modulation: Shifts, scales and gates of each adaLN block, (B, 1, parts, C), or (B, N, parts, C) per token; those
+            of the last normalisation follow after all blocks.
+        tokens, mask: Tokens (B, L, C) of the other block types, and the mask (B, L), True for tokens that count.
+        packing: Packing of tokens that are several images in a row.
     """
 
     modulation: tuple[Tensor, ...] = ()
@@ -180,7 +183,7 @@ class BlockConditioning:
 
 
 class AdaLN(nn.Module):
-    """Normalisations whose scale and shift are regressed from time and class."""
+    """Block whose normalisations have scales and shifts that are regressed from time and class."""
 
     parts = 4
 
@@ -201,7 +204,7 @@ class AdaLN(nn.Module):
 
 
 class AdaLNZero(AdaLN):
-    """The same, and what comes back is gated by numbers that begin at 0: each block begins as the identity."""
+    """Block like `AdaLN` with gated branches; the gates are initialised to 0, so that it begins as the identity."""
 
     parts = 6
 
@@ -214,7 +217,7 @@ class AdaLNZero(AdaLN):
 
 
 class CrossAttention(nn.Module):
-    """A plain block, with attention to the embeddings of time and class between its two parts."""
+    """Transformer block with attention to the embeddings of time and class between its two parts."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -226,7 +229,7 @@ class CrossAttention(nn.Module):
 
 
 class InContext(nn.Module):
-    """A plain block: the embeddings of time and class are tokens among the others, behind them."""
+    """Transformer block in which the embeddings of time and class are tokens after the image's tokens."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -242,7 +245,7 @@ class InContext(nn.Module):
 
 
 def _plain(config: DiTConfig) -> BlockConfig:
-    """ViT's block."""
+    """Configuration of ViT's block."""
     hidden = int(config.mlp_ratio * config.hidden_size)
     return BlockConfig(
         config.hidden_size, config.heads, hidden, activation="gelu-tanh", qk_norm=config.qk_norm, eps=config.norm_eps
@@ -258,12 +261,12 @@ DESIGNS: dict[str, type[nn.Module]] = {
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """X (1 + scale) + shift."""
+    """Return x (1 + scale) + shift."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
-    """The fixed positions of an image of that many patches, (rows * columns, C), the column's part first."""
+    """Fixed positions of an image of rows x columns patches, (rows * columns, C), the column's part first."""
     places = grid_coordinates((rows, columns))  # (N, 2)
     if config.resize == "interpolate":
         places = places * (config.side / torch.tensor([rows, columns], dtype=places.dtype))
@@ -274,7 +277,7 @@ def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
 
 
 class DiT(nn.Module):
-    """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+    """Denoising network from (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -297,16 +300,16 @@ class DiT(nn.Module):
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}  # positions of other sizes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: (B, in_channels, H, W), height and width multiples of the patch.
-            t: (B,) the number that stands for the level, fractions allowed.
-            condition: Its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens are
-                for the designs in-context and cross-attention.
+            x: Noisy samples (B, in_channels, H, W) with height and width that are multiples of the patch.
+            t: Time input (B,) of the network for the noise level; fractions are allowed.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, and its `concat`
+                is concatenated to x; its tokens are for the block types `in-context` and `cross-attention`.
 
         Raises:
-            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: The size is not a multiple of the patch, or the condition does not fit.
         """
         condition = condition or Condition()
         self._check(x)
@@ -320,10 +323,10 @@ class DiT(nn.Module):
         return self._unpatched(self.forward_tokens(h, conditioning), rows, columns)  # (B, out_channels, H, W)
 
     def block_conditioning(self, t: Tensor, condition: Condition) -> BlockConditioning:
-        """The blocks' conditioning at the levels t (B,), under a condition of B rows.
+        """Conditioning of the blocks at the time inputs t (B,), for a condition of B rows.
 
         Raises:
-            ShapeError: A condition that does not fit.
+            ShapeError: The condition does not fit.
         """
         width, count = self.config.hidden_size, self.config.num_embedders
         vector = condition_vector(condition, len(t), self.vector_dim)
@@ -343,7 +346,7 @@ class DiT(nn.Module):
         return BlockConditioning(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
 
     def forward_tokens(self, h: Tensor, conditioning: BlockConditioning) -> Tensor:
-        """Tokens (B, N, C) of an image to those of the result (B, N, patch * patch * out_channels)."""
+        """Map tokens (B, N, C) of an image to output tokens (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
         if self.config.block_type == "in-context":
             h = torch.cat([h, cast(Tensor, conditioning.tokens).to(h)], dim=1)  # (B, N + L, C)
@@ -365,19 +368,19 @@ class DiT(nn.Module):
     def packed(
         self, images: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S images (in_channels, H, W) of any sizes, computed as rows of tokens.
+        """Outputs for S images (in_channels, H, W) of any sizes, computed as packed rows of tokens.
 
         Args:
-            t: (S,).
-            condition: Condition of S rows, by its vector.
-            length: Tokens of a row; None puts all into one.
+            t: Time inputs of the images, (S,).
+            condition: Condition of S rows, with a vector.
+            length: Number of tokens of a row; None: all images are in one row.
 
         Returns:
-            results (out_channels, H, W), and the share of the tokens that is padding.
+            Outputs (out_channels, H, W), and the share of the tokens that is padding.
 
         Raises:
-            RecipeError: A design other than adaLN, which modulates each token by itself.
-            ShapeError: An image that does not fit, or is longer than a row.
+            RecipeError: The block type is not `adaln` or `adaln-zero`, which modulate each token separately.
+            ShapeError: An image does not fit the network, or is longer than a row.
         """
         if not self.adaptive:
             raise RecipeError(f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed images")
@@ -397,10 +400,10 @@ class DiT(nn.Module):
 
     @contextmanager
     def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, whatever depends on level and condition alone is computed for all of `indices` in one call.
+        """Context in which all that depends only on level and condition is computed for all of `indices` in one call.
 
-        That is done when a condition is first seen; a run of many steps then only looks it up. It is for sampling:
-        results are the same, no weight gets a gradient from them, and weights must not change inside.
+        The computation takes place when a condition first occurs; later steps of a run look it up. The context is for
+        sampling: outputs are the same, no weight gets a gradient from them, and weights must not change within it.
         """
         before = self._precomputed
         if self.adaptive:
@@ -432,7 +435,7 @@ class DiT(nn.Module):
         return tuple(modulation.unflatten(1, (1, -1, self.config.hidden_size)) for modulation in each)
 
     def _unpatched(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
-        """(B, N, patch * patch * out_channels) to (B, out_channels, H, W)."""
+        """Reorder tokens (B, N, patch * patch * out_channels) to an image (B, out_channels, H, W)."""
         patch = self.config.patch
         squares = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, p, q, c)
         return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -443,10 +446,10 @@ class DiT(nn.Module):
         check_multiple(x, self.multiple)
 
     def _initialise(self) -> None:
-        """As published: Xavier's uniform weights, no biases, a small embedding of time, and zeros.
+        """Initialise as published: Xavier's uniform weights, no biases, a small embedding of time, and zeros.
 
-        Zero are the gates of adaLN-Zero with all that is regressed beside them, and the last layer. A long skip
-        begins as nothing added, so that blocks that are the identity stay so.
+        Zero are the modulation layers of adaLN-Zero, that of the last normalisation, and the last layer. A long skip
+        initially adds nothing, so that the blocks still begin as the identity.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -470,7 +473,7 @@ class DiT(nn.Module):
 
 
 class _PrecomputedModulation:
-    """Modulations of noise levels that are computed before, for each condition of an earlier call."""
+    """Modulations of all noise levels, computed once for each condition."""
 
     def __init__(self, network: DiT, indices: Tensor) -> None:
         self.network = network
@@ -481,7 +484,7 @@ class _PrecomputedModulation:
         self.entries: list[tuple[Tensor | None, _Table | None]] = []
 
     def conditioning(self, t: Tensor, condition: Condition) -> BlockConditioning:
-        """As `DiT.block_conditioning`."""
+        """Conditioning of the blocks, as in `DiT.block_conditioning`, from the table if it contains the level."""
         place = self._place(t)
         if place is None or condition.tokens is not None:
             return self.network.block_conditioning(t, condition)
@@ -492,7 +495,7 @@ class _PrecomputedModulation:
         return self.network.block_conditioning(t, condition) if pair[1] is None else pair[1].at(place)
 
     def _place(self, t: Tensor) -> int | None:
-        """Number of the level that all of t is."""
+        """Index of the level that all values of t equal; None if there is none."""
         if id(t) not in self.levels:
             first = float(t[0])
             self.levels[id(t)] = (t, self.places.get(first) if bool((t == first).all()) else None)
@@ -500,7 +503,7 @@ class _PrecomputedModulation:
 
     @torch.no_grad()
     def _computed(self, condition: Condition, rows: int) -> _Table | None:
-        """Modulation of every level and each different row of the condition; None if it takes too much memory."""
+        """Modulation of every level and each distinct row of the condition; None if it takes too much memory."""
         network, levels = self.network, len(self.indices)
         distinct: Tensor | None = None
         rows_of: Tensor | None = None
@@ -523,7 +526,7 @@ class _PrecomputedModulation:
 
 
 class _Table:
-    """Modulation (levels, kinds, 1, parts, C) of blocks, and which kind each row is, unless they are in order."""
+    """Modulation (levels, kinds, 1, parts, C) of blocks, and the kind of each row; None: the rows are in order."""
 
     def __init__(self, tables: Sequence[Tensor], rows: Tensor | None = None) -> None:
         self.tables, self.rows = tables, rows

@@ -2,10 +2,10 @@
 
     x -> enter -> [resample, blocks] per level -> middle -> [resample, blocks] per level -> norm -> leave
 
-Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
-1 / sqrt(2), and may carry images beside the features: a pyramid of inputs that joins every level on the way down,
-and one of outputs that grows on the way up. ADM's applies the level by scale and shift and attends with 64 channels a
-head; it differs from `unet.UNet` in its groups of normalisation alone.
+Score SDE's U-Net resamples inside residual blocks through a small filter, and weights sums of two branches by
+1 / sqrt(2). It may process images beside the features: an input pyramid that is added at every level of the encoder,
+and an output pyramid that is built up over the levels of the decoder. ADM's U-Net is conditioned on the level by scale
+and shift, and its attention has 64 channels a head; it differs from `unet.UNet` only in its normalisation groups.
 
 Sources: Song et al. 2021, appendix H (arXiv:2011.13456); Karras et al. 2022, appendix F.1 and table 7
 (arXiv:2206.00364); Dhariwal & Nichol 2021, section 3 (arXiv:2105.05233).
@@ -52,21 +52,21 @@ class EDMBlockStyle(NamedTuple):
     filter: tuple[float, ...] | None  # None: (1, 1), and no filter where a convolution halves
 
     def resample(self, way: ResampleDirection) -> Fir:
-        """Half or twice the size, without weights."""
+        """Layer that halves or doubles the size, without weights."""
         return Fir(self.filter or (1, 1), way)
 
     def halved(self, width: int, out: int) -> nn.Module:
-        """Half the size, with a 3x3 convolution."""
+        """Layer that halves the size, with a 3x3 convolution."""
         if self.filter is not None:
             return FirConv(width, out, self.filter)
         return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, out, 3, stride=2))
 
     def norm(self, width: int) -> nn.GroupNorm:
-        """Groups of at least four channels, at most 32 of them."""
+        """Group normalisation with at most 32 groups of at least four channels."""
         return group_norm(width, max(min(32, width // 4), 1), self.norm_eps)
 
     def attention(self, width: int) -> SelfAttention:
-        """Self-attention of the network's heads."""
+        """Self-attention with the network's number of heads."""
         if self.head_channels is not None and width % self.head_channels:
             raise RecipeError(f"head_channels = {self.head_channels}: must divide the {width} channels of a level")
         heads = 1 if self.head_channels is None else width // self.head_channels
@@ -98,7 +98,7 @@ class EDMBlock(nn.Module):
         self.attention = style.attention(out) if attention else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """X (B, C, H, W) and the activated embedding (B, D) to (B, out, H', W')."""
+        """Map x (B, C, H, W) and the activated embedding (B, D) to (B, out, H', W')."""
         weight = self.style.branch_weight
         h = self.conv_1(self.resample(F.silu(self.norm_1(x))))  # (B, out, H', W')
         time = self.time(time)[:, :, None, None]
@@ -116,7 +116,7 @@ class EDMBlock(nn.Module):
 
 
 class InputSkip(nn.Module):
-    """The input, smaller by one level, joins the features."""
+    """Input pyramid: the input, smaller by one level, is added or concatenated to the features."""
 
     def __init__(self, channels: int, width: int, style: EDMBlockStyle, combine: Combination) -> None:
         super().__init__()
@@ -125,14 +125,14 @@ class InputSkip(nn.Module):
         self.combine: Combination = combine
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """The features and the pyramid's next image."""
+        """Return the features and the pyramid's next image."""
         pyramid = self.resample(pyramid)
         seen = self.conv(pyramid)
         return (seen + h if self.combine == "sum" else torch.cat([seen, h], dim=1)), pyramid
 
 
 class InputResidual(nn.Module):
-    """The pyramid becomes features itself, and what is handed on holds both."""
+    """Residual input pyramid: the pyramid is added to the features, and the sum is also the next pyramid."""
 
     def __init__(self, channels: int, width: int, style: EDMBlockStyle) -> None:
         super().__init__()
@@ -140,13 +140,13 @@ class InputResidual(nn.Module):
         self.weight = style.branch_weight
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, which are the pyramid too."""
+        """Return the features, and the same tensor as the next pyramid."""
         pyramid = (self.resample(pyramid) + h) * self.weight
         return pyramid, pyramid
 
 
 class OutputSkip(nn.Module):
-    """Each level's part of the output, added to the enlarged sum of the levels below."""
+    """Output pyramid: the level's part of the output, added to the upsampled sum of the coarser levels."""
 
     def __init__(self, width: int, channels: int, style: EDMBlockStyle) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class OutputSkip(nn.Module):
         self.resample = style.resample("up")
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The features as they were, and the output so far."""
+        """Return the unchanged features and the sum of the output so far."""
         part = self.conv(F.silu(self.norm(h)))
         return h, part if pyramid is None else part + self.resample(pyramid)
 
@@ -164,7 +164,7 @@ class OutputSkip(nn.Module):
 
 
 class EDMDown(nn.Module):
-    """A level of the way down: from the level above, the pyramid's part, then the blocks."""
+    """Encoder level: downsampling, the pyramid's part, then the blocks."""
 
     def __init__(
         self, blocks: list[EDMBlock], resample: nn.Module | None, side: InputSkip | InputResidual | None = None
@@ -175,7 +175,7 @@ class EDMDown(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """The smaller features and pyramid; every result is left on the stack."""
+        """Return the smaller features and pyramid; every result is pushed on the stack."""
         if self.resample is not None:
             h = _resampled(self.resample, h, time)
             if self.side is not None:
@@ -188,7 +188,7 @@ class EDMDown(nn.Module):
 
 
 class EDMUp(nn.Module):
-    """A level of the way up: from the level below, then blocks that each take a result from the stack; the pyramid."""
+    """Decoder level: upsampling, blocks that each take a result from the stack, then the pyramid's part."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class EDMUp(nn.Module):
     def forward(
         self, h: Tensor, time: Tensor, stack: list[Tensor], pyramid: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The larger features and pyramid."""
+        """Return the larger features and the output pyramid."""
         if self.resample is not None:
             h = _resampled(self.resample, h, time)
         for block in self.blocks:
@@ -217,7 +217,7 @@ def _resampled(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
 
 
 def embedded(waves: Tensor, layer: nn.Linear | None, augment: Tensor | None) -> Tensor:
-    """The waves, plus what the layer makes of the augmentation."""
+    """Sum of the time embedding and the augmentation's linear embedding, if there is one."""
     if augment is None:
         return waves
     width = 0 if layer is None else layer.in_features
@@ -239,27 +239,30 @@ class SongUNetConfig:
 
     Args:
         in_channels, out_channels: Numbers of channels of x and of the result.
-        model_channels: Width of the first convolution; levels have multiplier * model_channels.
-        channel_mult: One per level, finest first.
+        model_channels: Width of the first convolution; a level has its multiplier times this number.
+        channel_mult: Multiplier of each level, finest first.
         num_res_blocks: Residual blocks per level on the way down (one more on the way up).
-        attention: Rates of the levels with self-attention: after each block on the way down, the last on the way up.
-        embedding: Embedding of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log
+        attention: Rates of the levels with self-attention: after each block of the encoder, after the last of the
+            decoder.
+        embedding: Embedding of the time input: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log
             sigma).
         noise_multiplier: Width of that embedding, and of a condition's vector, in `model_channels`.
         embedding_multiplier: Width of the blocks' conditioning vector, in `model_channels`.
-        encoder: `standard`; `skip`: each level gets the smaller input; `residual`: and hands it on (NCSN++).
-        decoder: `standard`; `skip`: each level adds its part to the output.
-        combine: Combination of the input with the features in a `skip` encoder: by `sum`, or `cat` beside the features.
-        filter: Filter through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
-            and in a `residual` encoder a strided convolution in its place.
-        resample: Resampling in `residual` blocks, or without weights (`pool`).
-        branch_weight: Branch weight of a sum of two branches.
+        encoder: Input pyramid. `standard`: none. `skip`: each level receives the smaller input. `residual`: each level
+            also passes the sum on to the next (NCSN++).
+
+        decoder: Output pyramid. `standard`: none. `skip`: each level adds its part to the output.
+        combine: Combination of input and features in a `skip` encoder: their `sum`, or `cat` for concatenation.
+        filter: Taps of the filter that resamples features and images: (1, 1) or NCSN++'s (1, 3, 3, 1). None is (1, 1),
+            with a strided convolution in a `residual` encoder.
+        resample: Resampling of the features: in `residual` blocks, or without weights (`pool`).
+        branch_weight: Factor of a sum of two branches.
         dropout: Dropout probability in residual blocks, in training.
         augment_dim: Number of values that describe how x was augmented in training; 0: none.
         concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: int
@@ -305,7 +308,7 @@ class SongUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """Settings that its blocks share."""
+        """Settings that the blocks share."""
         return EDMBlockStyle(
             self.embedding_multiplier * self.model_channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
             self.filter,
@@ -319,17 +322,17 @@ class DhariwalUNetConfig:
     Args:
         in_channels, out_channels: Numbers of channels of x and of the result.
         model_channels: Number of channels of the U-Net; a level has its multiplier times this number.
-        channel_mult: One per level, finest first.
+        channel_mult: Multiplier of each level, finest first.
         num_res_blocks: Residual blocks per level on the way down (one more on the way up).
         attention: Rates of the levels with self-attention after each block; the middle always has it.
-        head_channels: Channels of an attention head.
+        head_channels: Number of channels of an attention head.
         embedding_multiplier: Width of the time embedding, and of a condition's vector, in `model_channels`.
         dropout: Dropout probability in residual blocks, in training.
         augment_dim: Number of values that describe how x was augmented in training; 0: none.
         concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: int
@@ -366,12 +369,12 @@ class DhariwalUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """Settings that its blocks share."""
+        """Settings that the blocks share."""
         return EDMBlockStyle(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
 
 
 def _settle(config: SongUNetConfig | DhariwalUNetConfig) -> None:
-    """Lists to tuples, and the checks that both networks share."""
+    """Convert lists to tuples, and check the settings that both networks share."""
     for name in ("channel_mult", "attention", *(("filter",) if getattr(config, "filter", None) else ())):
         object.__setattr__(config, name, tuple(getattr(config, name)))
     for name in ("in_channels", "out_channels", "model_channels", "num_res_blocks", "embedding_multiplier"):
@@ -390,7 +393,7 @@ def _settle(config: SongUNetConfig | DhariwalUNetConfig) -> None:
 
 
 class SongUNet(nn.Module):
-    """Score SDE's network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+    """Score SDE's network from (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: SongUNetConfig) -> None:
         super().__init__()
@@ -417,16 +420,17 @@ class SongUNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, condition: Condition | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
-            t: (B,) the number that stands for the level.
-            condition: Its vector (B, vector_dim) joins the embedding of t, its channels join x.
-            augment: (B, augment_dim) how x was augmented; None: not at all.
+            x: Noisy samples (B, in_channels, H, W) with height and width that are multiples of 2**(levels - 1).
+            t: Time input (B,) of the network for the noise level.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, its `concat` is
+                concatenated to x.
+            augment: Augmentation labels (B, augment_dim); None: x is not augmented.
 
         Raises:
-            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: The size cannot be halved at every level, or the condition does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
@@ -447,14 +451,14 @@ class SongUNet(nn.Module):
         return self.leave(F.silu(self.norm(h))) if pyramid is None else pyramid
 
     def _waves(self, t: Tensor) -> Tensor:
-        """The embedding of t, (B, vector_dim) float32."""
+        """Embedding of t, (B, vector_dim) float32."""
         if self.config.embedding == "positional":
             return sinusoid(t, self.vector_dim, "sin-cos")
         angles = t.float()[:, None] * (2 * math.pi * self.get_buffer("frequencies").float())
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     def _way_down(self, channels: int, stack: list[int]) -> nn.ModuleList:
-        """The levels of the way down, and on the stack the widths of all that they leave there."""
+        """Encoder levels; the widths of all that they push are appended to the stack."""
         config, style, levels = self.config, self.config.style, nn.ModuleList()
         for level, out in enumerate(config.widths):
             resample, side, width = None, None, stack[-1]
@@ -474,7 +478,7 @@ class SongUNet(nn.Module):
         return levels
 
     def _way_up(self, stack: list[int]) -> nn.ModuleList:
-        """The levels of the way up, which use up the stack."""
+        """Decoder levels; they take all widths from the stack."""
         config, style, levels = self.config, self.config.style, nn.ModuleList()
         width, last = stack[-1], len(config.widths) - 1
         for level in range(last, -1, -1):
@@ -495,7 +499,7 @@ class SongUNet(nn.Module):
 
 
 class DhariwalUNet(nn.Module):
-    """ADM's network as EDM trained it: (x, t, condition) to a tensor of x's size with `out_channels`."""
+    """ADM's network as EDM trained it, from (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: DhariwalUNetConfig) -> None:
         super().__init__()
@@ -534,16 +538,17 @@ class DhariwalUNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, condition: Condition | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
-            t: (B,) the number that stands for the level.
-            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
-            augment: (B, augment_dim) how x was augmented; None: not at all.
+            x: Noisy samples (B, in_channels, H, W) with height and width that are multiples of 2**(levels - 1).
+            t: Time input (B,) of the network for the noise level.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, its `concat` is
+                concatenated to x.
+            augment: Augmentation labels (B, augment_dim); None: x is not augmented.
 
         Raises:
-            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: The size cannot be halved at every level, or the condition does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
@@ -565,7 +570,7 @@ class DhariwalUNet(nn.Module):
 
 
 def _joined(x: Tensor, condition: Condition, config: SongUNetConfig | DhariwalUNetConfig) -> Tensor:
-    """X with the condition's channels, after it was found to fit the network."""
+    """Check x and the condition, and return x with the condition's channels concatenated."""
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
     check_multiple(x, config.rates[-1])

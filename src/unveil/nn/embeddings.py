@@ -1,4 +1,4 @@
-"""Embeddings of the time and of token positions: waves, learned tables, rotations."""
+"""Embeddings of the time and of token positions: sinusoids, learned tables, rotations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Pairs = Literal["neighbours", "halves"]
 
 
 def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
-    """(B,) indices, fractions allowed, to (B, dim) waves of wavelengths 2 pi to 10000 * 2 pi, in float32.
+    """Sinusoids (B, dim) of time inputs t (B,), with wavelengths 2 pi to 10000 * 2 pi, in float32.
+
+    Fractions are allowed.
 
     `sin-cos` divides the exponent by dim/2 - 1 and reaches the longest wavelength, as DDPM does; `cos-sin` divides
     by dim/2 and stops one short of it, as Improved DDPM, ADM and DiT do. An odd `dim` ends in a zero column.
@@ -38,7 +40,7 @@ def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """The sinusoid of t through two linear layers: (B,) -> (B, width)."""
+    """Sinusoid of t through two linear layers: (B,) to (B, width)."""
 
     def __init__(self, dim: int, width: int, order: EmbeddingOrder) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
-        """The embedding, in the type of the weights."""
+        """Embedding of t, in the type of the weights."""
         waves = sinusoid(t, self.dim, self.order).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(waves)))
 
@@ -56,16 +58,16 @@ class TimeEmbedding(nn.Module):
 def sin_cos_positions(
     coordinates: Tensor, dim: int, order: PositionOrder, *, split: Sequence[int] | None = None
 ) -> Tensor:
-    """(N, axes) coordinates, any real numbers, to (N, dim) waves of wavelengths 2 pi to 10000 * 2 pi, in float32.
+    """Sinusoids (N, dim) of real coordinates (N, axes), with wavelengths 2 pi to 10000 * 2 pi, in float32.
 
     Each axis has its own part, in the order of the axes; MAE and DiT give the column before the row.
 
     Args:
-        split: Numbers of each axis; equal parts when left out, the first axis taking the rest.
+        split: Number of output values per axis; None: equal parts, and the rest is added to that of the first axis.
 
     Raises:
-        ShapeError: Coordinates of another shape.
-        RecipeError: An unknown order, an odd part, or parts that do not make up `dim`.
+        ShapeError: The coordinates have another shape.
+        RecipeError: The order is unknown, a part is odd, or the parts do not sum to `dim`.
 
     Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762); He et al. 2021 (arXiv:2111.06377).
     """
@@ -86,13 +88,13 @@ def sin_cos_positions(
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector for each place of a grid of 1 to 3 axes, and interpolated ones for grids of other sizes.
+    """Learned vectors of the positions of a grid of 1 to 3 axes, interpolated for grids of other sizes.
 
     Attributes:
-        table: (first + places, width), the places row by row.
+        table: Learned vectors (first + places, width), the positions row by row.
 
     Args:
-        first: Rows before those of the grid, of tokens without a place, such as [class].
+        first: Number of rows before those of the grid, for tokens without a position, such as [class].
 
     Source: Dosovitskiy et al. 2020, section 3.2 (arXiv:2010.11929).
     """
@@ -105,7 +107,7 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, size: Sequence[int] | None = None) -> Tensor:
-        """(first + places, width) of a grid of this size, the trained one when left out."""
+        """Vectors (first + places, width) of a grid of the given size; None: the trained size."""
         if size is None or tuple(size) == self.size:
             return self.table
         grid = interpolate_positions(self.table[self.first :], self.size, size)
@@ -113,10 +115,10 @@ class LearnedPositions(nn.Module):
 
 
 def interpolate_positions(table: Tensor, size: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """The vectors (places, width) of a grid, as those of a grid of another size: bicubic, linear on 1 or 3 axes.
+    """Interpolate the vectors (places, width) of a grid to another size: bicubic, or linear on 1 or 3 axes.
 
     Raises:
-        ShapeError: A table that is not of that grid, or a grid of other axes or without a place.
+        ShapeError: The table does not fit the grid, or the grids have different axes or no position.
     """
     if len(size) != len(wanted) or not 1 <= len(size) <= 3 or min(wanted) < 1 or len(table) != math.prod(size):
         raise ShapeError(
@@ -129,25 +131,26 @@ def interpolate_positions(table: Tensor, size: Sequence[int], wanted: Sequence[i
 
 
 def grid_coordinates(size: Sequence[int]) -> Tensor:
-    """The coordinates (places, axes) of a grid, row by row: 0, 1, ... along each axis, the last running fastest."""
+    """Coordinates (places, axes) of a grid, row by row: 0, 1, ... along each axis, the last axis varies fastest."""
     axes = [torch.arange(count, dtype=torch.float64) for count in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 class Rotary:
-    """Positions that turn queries and keys, so that their attention depends only on distances.
+    """Rotary positions, which rotate queries and keys so that attention depends only on distances.
 
     Args:
-        coordinates: (N, axes) or (B, N, axes), 1 to 3 axes, any real numbers: rows, seconds, parts of a side.
-            Dividing them squeezes more positions into the trained range.
-        width: D, of a head.
-        theta: The longest wavelength is just under 2 pi theta; a larger one stretches the slow waves only.
-        split: Number of the D numbers each axis turns; equal parts when left out, the first axis taking the rest. What
-            no axis turns stays as it is.
+        coordinates: Real coordinates (N, axes) or (B, N, axes) of 1 to 3 axes, such as rows, seconds or parts of a
+            side. Dividing them compresses more positions into the trained range.
+        width: Width D of a head.
+        theta: Base of the frequencies. The longest wavelength is just under 2 pi theta; a larger base mainly stretches
+            the long wavelengths.
+        split: Number of the D values that each axis rotates; None: equal parts, and the rest is added to that of the
+            first axis. Values beyond the sum of the parts stay unchanged.
 
     Raises:
-        ShapeError: Coordinates of another shape.
-        RecipeError: An odd part, or parts beyond the width.
+        ShapeError: The coordinates have another shape.
+        RecipeError: A part is odd, or the parts exceed the width.
 
     Source: Su et al. 2021, eq. 15 (arXiv:2104.09864).
     """
@@ -174,12 +177,12 @@ class Rotary:
         self.turn = torch.complex(angles.cos().float(), angles.sin().float())
 
     def to(self, device: torch.device | str) -> Rotary:
-        """The same positions, their table moved to where queries and keys are, once instead of at each call."""
+        """Move the table to the device of queries and keys, in place, so that calls do not copy it; return self."""
         self.turn = self.turn.to(device)
         return self
 
     def apply(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, N, D) turned to their positions."""
+        """Rotate queries or keys (B, H, N, D) to their positions."""
         turned = 2 * self.turn.shape[-1]
         exact = x[..., :turned].to(torch.promote_types(x.dtype, torch.float32))
         turn = self.turn.to(x.device)
@@ -203,7 +206,7 @@ def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
     """Number of axes that coordinates (N, axes) or (B, N, axes) have.
 
     Raises:
-        ShapeError: Another rank than one of `ranks`, or not 1 to 3 axes.
+        ShapeError: The rank is not one of `ranks`, or there are not 1 to 3 axes.
     """
     if coordinates.ndim not in ranks or not 1 <= coordinates.shape[-1] <= 3:
         allowed = " or ".join("(N, axes)" if rank == 2 else "(B, N, axes)" for rank in ranks)
@@ -212,12 +215,12 @@ def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
 
 
 def even_split(width: int, axes: int) -> tuple[int, ...]:
-    """Parts of a width for each axis, all even and equal, except for the first, which takes the rest."""
+    """Split a width into equal even parts for each axis; the first part also takes the rest."""
     share = width // (2 * axes) * 2
     return (width // 2 * 2 - share * (axes - 1), *[share] * (axes - 1))
 
 
 def _angles(places: Tensor, part: int, theta: float) -> Tensor:
-    """(..., N) places to (..., N, part/2) angles of falling speed."""
+    """Angles (..., N, part/2) of positions (..., N), with decreasing frequency."""
     speeds = theta ** -(torch.arange(0, part, 2, dtype=places.dtype, device=places.device) / max(part, 1))
     return places[..., None] * speeds

@@ -13,14 +13,14 @@ from unveil.nn.cpu_kernels import formulas
 
 
 def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """Multiply-adds of one call, in matrix products and convolutions; model and inputs may be on the meta device."""
+    """Number of multiply-adds of one call, in matrix products and convolutions; meta tensors are possible."""
     with FlopCounterMode(display=False, custom_mapping=formulas()) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2
 
 
 def activations(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """Bytes that one call keeps for the gradient, in the type of the weights."""
+    """Number of bytes that one call keeps for the gradient, in the type of the weights."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     sizes: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""Layers that several networks share, and networks without memory, for their keys and shapes or to be filled."""
+"""Layers that several networks share, and contexts that create networks without allocating memory."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ T = TypeVar("T")
 
 
 def zeroed(module: M) -> M:
-    """The same module with all parameters 0: a residual branch then starts as the identity."""
+    """Set all parameters of a module to 0 and return it; a residual branch then starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group normalisation.
+    """Create a group normalisation.
 
     Raises:
-        RecipeError: The channels do not fall into equal groups.
+        RecipeError: The number of channels is not a multiple of the number of groups.
     """
     if channels < 1 or channels % groups:
         raise RecipeError(f"{channels} channels: must be a multiple of the {groups} groups of the normalisation")
@@ -46,15 +46,15 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
 
 
 class PixelNorm(nn.LayerNorm):
-    """Normalisation over the channels of each place (B, C, H, W), so that no place learns of another."""
+    """Normalisation over the channels of each position (B, C, H, W), so that positions do not affect each other."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W), in memory with the channels last."""
+        """Normalise x (B, C, H, W); the result is in memory with the channels last."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class PixelRMS(nn.Module):
-    """Divides each place's channels by the root of their mean square, so that no place or frame learns of another.
+    """RMS normalisation over the channels of each position, so that positions and frames do not affect each other.
 
     Source: Zhang & Sennrich 2019, eq. 4 (arXiv:1910.07467).
     """
@@ -65,14 +65,14 @@ class PixelRMS(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) to the same shape; the mean square is in float32."""
+        """Normalise x (B, C, ...); the mean square is computed in float32."""
         square = x.square().mean(1, keepdim=True, dtype=torch.float32)
         weight = self.weight.view(-1, *(1,) * (x.ndim - 2))
         return x * torch.rsqrt(square + self.eps).to(x.dtype) * weight.to(x.dtype)
 
 
 def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
-    """Raises ShapeError unless height and width of x, or of a shape that ends in them, are multiples of `factor`."""
+    """Raise ShapeError unless height and width of x, or of a shape that ends in them, are multiples of `factor`."""
     height, width = (x.shape if isinstance(x, Tensor) else x)[-2:]
     for side, size in (("height", height), ("width", width)):
         if size % factor:
@@ -82,7 +82,7 @@ def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
 
 
 def condition_vector(condition: Condition, batch: int, dim: int) -> Tensor | None:
-    """The condition's vector (B, dim), if there is one; raises ShapeError for another shape."""
+    """Return the condition's vector (B, dim), or None; raise ShapeError for another shape."""
     vector = condition.vector
     if vector is not None and vector.shape != (batch, dim):
         raise ShapeError(f"condition.vector {tuple(vector.shape)}: must be ({batch}, {dim})")
@@ -90,12 +90,12 @@ def condition_vector(condition: Condition, batch: int, dim: int) -> Tensor | Non
 
 
 def concat_condition(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
-    """X (B, C, H, W) with the condition's channels behind its own.
+    """Concatenate the condition's channels to x (B, C, H, W).
 
-    A context of one pixel stands for one of x's size; other sizes are enlarged where `size` is `smaller`.
+    A context of one pixel is expanded to the size of x; other sizes are upsampled if `size` is `smaller`.
 
     Raises:
-        ShapeError: Another number of channels than the network was built for, or another size.
+        ShapeError: The number of channels or the size does not fit the network.
     """
     context = condition.concat
     context_width = 0 if context is None else context.shape[1]
@@ -115,10 +115,10 @@ def concat_condition(x: Tensor, condition: Condition, channels: int, size: Conte
 
 
 def condition_tokens(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
-    """Tokens for a network that reads this width, None for one that reads none.
+    """Return the tokens for a network whose cross-attention takes this width; None: it has no cross-attention.
 
     Raises:
-        ShapeError: Tokens are missing or of another width, or they are given to a network that reads none.
+        ShapeError: Tokens are missing, do not fit x or the width, or are given to a network without cross-attention.
     """
     tokens, mask = condition.tokens, condition.mask
     if width is None:
@@ -156,7 +156,7 @@ class SelfAttention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """X plus what each position gathers from all others."""
+        """Return x plus what each position gathers from all others."""
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, N, C)
         shape, axis = ((3, self.heads), 2) if self.order == "qkv-first" else ((self.heads, 3), 3)
@@ -168,15 +168,16 @@ class SelfAttention(nn.Module):
 
 
 class Fir(nn.Module):
-    """Half or twice the size through a small low-pass filter, each channel by itself; no weights.
+    """Resampling by a factor of two through a small low-pass filter, each channel separately, without weights.
 
     Args:
-        taps: Taps of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
-        way: `down` halves, `up` doubles.
-        padding: Zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
+        taps: Taps of the separable filter, an even number, symmetric; (1, 1) averages pixels or repeats them.
+        way: Direction; `down` halves, `up` doubles.
+        padding: Zeros added around x (down), or pixels cut off the result (up); None: what gives exactly half or
+            double.
 
     Raises:
-        RecipeError: An odd number of taps, or taps that are not symmetric.
+        RecipeError: The number of taps is odd, or the taps are not symmetric.
 
     Source: Zhang 2019 (arXiv:1904.11486); Song et al. 2021, appendix H.1 (arXiv:2011.13456).
     """
@@ -193,7 +194,7 @@ class Fir(nn.Module):
         self.kernel = [[a * b / size**2 for b in taps] for a in taps]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2) or (B, C, 2H, 2W)."""
+        """Resample x (B, C, H, W) to (B, C, H/2, W/2) or (B, C, 2H, 2W)."""
         if len(self.kernel) == 2 and self.padding == 0:
             return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
         kernel = x.new_tensor(self.kernel).expand(x.shape[1], 1, -1, -1)
@@ -202,7 +203,7 @@ class Fir(nn.Module):
 
 
 class FirConv(nn.Module):
-    """A 3x3 convolution and the filter that halves, as one linear step whose edges are padded once."""
+    """3x3 convolution followed by the filter that halves, as one linear step whose edges are padded once."""
 
     def __init__(self, width: int, out: int, taps: Sequence[float]) -> None:
         super().__init__()
@@ -210,22 +211,22 @@ class FirConv(nn.Module):
         self.conv = nn.Conv2d(width, out, 3, padding=1 + (len(taps) - 1) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to (B, out, H/2, W/2)."""
+        """Map x (B, width, H, W) to (B, out, H/2, W/2)."""
         return self.fir(self.conv(x))
 
 
 class Memo(Generic[T]):
-    """Values that depend on one tensor only, computed without gradients at the first call with that tensor.
+    """Cache of values that depend on one tensor only, computed without gradients at the first call with that tensor.
 
-    It is recognised by its identity, how often it was written to, and the precision; a tensor that is
-    remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
+    A tensor is recognised by its identity, its version counter, and the autocast type. A cached tensor is kept alive,
+    so that no other one can take its identity. The oldest of `REMEMBERED` entries is dropped.
     """
 
     def __init__(self) -> None:
         self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
     def get(self, tensor: Tensor, make: Callable[[], T]) -> T:
-        """Result of `make` at this tensor's first call."""
+        """Cached result of `make` for this tensor."""
         state = _state(tensor)
         for past, at, value in self._entries:
             if past is tensor and at == state:
@@ -249,16 +250,16 @@ NORMALISATIONS = (nn.RMSNorm,)
 
 
 def low_precision_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Their parameters with their keys in the state dict; other normalisations and tables stay in float32."""
+    """Parameters of `MATRICES` and `NORMALISATIONS`, with their keys in the state dict; others stay in float32."""
     for name, layer in network.named_modules():
         if isinstance(layer, (*MATRICES, *NORMALISATIONS)):
             yield from layer.named_parameters(prefix=name, recurse=False)
 
 
 class SkipInit(TorchFunctionMode):
-    """Inside, initial values are not drawn into tensors of the meta device.
+    """Context in which initial values are not drawn into tensors of the meta device.
 
-    Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB.
+    Drawing there has no effect, but it imports all of torch's compiler, which takes a second and 70 MB.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -270,7 +271,7 @@ class SkipInit(TorchFunctionMode):
 
 
 class EmptyParameters(SkipInit):
-    """Parameters made inside have a shape and no memory; tables and buffers, which are computed, are real."""
+    """Context in which new parameters have a shape but no memory; computed tables and buffers are real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -281,16 +282,16 @@ class EmptyParameters(SkipInit):
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Whatever is made inside has a shape and no memory, tables and buffers too."""
+    """Context in which all new tensors have a shape but no memory, tables and buffers included."""
     with torch.device("meta"), SkipInit():
         yield
 
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Inside, Python collects no garbage.
+    """Context in which Python's garbage collection is disabled.
 
-    Thousands of new modules and tensors make it search all that was imported, which takes as long as they.
+    Thousands of new modules and tensors trigger collections, which take as long as creating them.
     """
     collects = gc.isenabled()
     gc.disable()

@@ -1,15 +1,15 @@
-"""LoRA: low-rank additions to the linear layers and convolutions of any network, beside weights that stay as they are.
+"""LoRA: low-rank additions to the linear layers and convolutions of any network, whose weights stay unchanged.
 
     W' = W + w (alpha / r) B A,   A: (r, in, kernel), B: (rows, r)
 
-Several LoRAs share a network, each with its own weight w; one may be added to some rows of a layer only, since our
+Several LoRAs share a network, each with its own weight w. An addition may cover only some rows of a layer, because
 attention computes queries, keys and values in one layer where published files have three.
 
 A layer keeps its class, its weight and its name. Its additions are a child module `lora`, which moves and is copied
-with the layer, and is not a part of any state dict: a network with LoRAs on it saves and loads its own files. They act
-as the layer's forward hook, which is there only while something is added, so that with all of them off the layer
-runs as it ran before, to the bit and through the same kernels. A module in the layer's place, or torch's
-parametrisations, would rename the weight; the latter would also multiply B A out at every call.
+with the layer, and is not a part of any state dict: a network with LoRAs saves and loads the files of the base. The
+additions are computed in the layer's forward hook, which exists only while a LoRA is active. Without one, the layer
+computes the same bits through the same kernels as before. Replacing the layer, or torch's parametrisations, would
+rename the weight; the latter would also multiply B A out at every call.
 
 Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; scale by the root of the rank: Kalajdzievski 2023
 (arXiv:2312.03732).
@@ -37,13 +37,13 @@ class LoraDelta:
     """Addition to rows of one layer's weight: alpha / r times up @ down.
 
     Attributes:
-        layer: Its path in the network.
-        down: A, (rank, in) of a linear layer, (rank, in, *kernel) of a convolution.
-        up: B, (rows, rank).
-        start: The first of the layer's rows (outputs) that it is added to.
+        layer: Path of the layer in the network.
+        down: Matrix A, (rank, in) of a linear layer, (rank, in, *kernel) of a convolution.
+        up: Matrix B, (rows, rank).
+        start: Index of the first of the layer's rows (outputs) to which it is added.
 
     Raises:
-        ShapeError: Matrices that do not belong together.
+        ShapeError: The shapes of the matrices do not fit each other, or `start` is negative.
     """
 
     layer: str
@@ -61,27 +61,27 @@ class LoraDelta:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """Rank r, the number of rows of A."""
         return self.down.shape[0]
 
     @property
     def scale(self) -> float:
-        """Factor of B A."""
+        """Factor alpha / r of B A."""
         return self.alpha / self.rank
 
     @property
     def stop(self) -> int:
-        """Behind its last row."""
+        """Index after its last row."""
         return self.start + self.up.shape[0]
 
     def delta(self) -> Tensor:
-        """The change of the rows (rows, in, ...), in float32 or better."""
+        """Change of the rows (rows, in, ...), in float32 or better."""
         dtype = torch.promote_types(self.up.dtype, torch.float32)
         return self.scale * (self.up.to(dtype) @ self.down.to(dtype).flatten(1)).unflatten(1, self.down.shape[1:])
 
 
 class LoraParams(nn.Module):
-    """One addition with its parameters; in no state dict."""
+    """Parameters of one addition, which are in no state dict."""
 
     def __init__(self, name: str, delta: LoraDelta, like: Tensor) -> None:
         super().__init__()
@@ -91,11 +91,11 @@ class LoraParams(nn.Module):
         self.up = nn.Parameter(delta.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
     def to_delta(self) -> LoraDelta:
-        """The addition, with the tensors that are trained."""
+        """Return the addition, with the tensors that are trained."""
         return LoraDelta(self.layer, self.down, self.up, self.alpha, self.start)
 
     def forward(self, layer: nn.Module, x: Tensor, weight: float) -> Tensor:
-        """Addition to the rows' output for the layer's input, times `weight`; channels in the layer's own axis."""
+        """Addition to the rows' output for the layer's input, times `weight`; the channel axis is that of the layer."""
         scale = weight * self.alpha / self.down.shape[0]
         x = x.to(self.down.dtype)
         if isinstance(layer, nn.Linear):
@@ -106,7 +106,7 @@ class LoraParams(nn.Module):
         return convolve(low * scale, self.up[(...,) + (None,) * (self.down.ndim - 2)])
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Nothing: the base's files stay its own."""
+        """Save nothing, so that the base's files do not change."""
 
     def _load_from_state_dict(
         self,
@@ -118,16 +118,16 @@ class LoraParams(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Nothing is taken, and nothing is missing."""
+        """Load nothing, and report nothing as missing."""
 
 
 class LoraLayer(nn.Module):
-    """Everything that is added to one layer; its forward hook while some of it is on.
+    """All additions to one layer; the module is the layer's forward hook while one of them is active.
 
     Attributes:
-        weights: Weights of each LoRA by name, 0 for one that is off.
-        disabled: True if nothing is added for the moment, for any weights.
-        original: The weight before the additions were merged into it, None while they are not.
+        weights: Weights of each LoRA by name; 0: the LoRA is off.
+        disabled: True while nothing is added, whatever the weights.
+        original: Weight before the additions were fused into it; None: they are not fused.
     """
 
     original: Tensor | None
@@ -141,7 +141,7 @@ class LoraLayer(nn.Module):
         self._handle: RemovableHandle | None = None
 
     def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        """The hook: the layer's result with what is added to it."""
+        """Return the layer's result with all active additions (the forward hook)."""
         axis = -1 if isinstance(layer, nn.Linear) else inputs[0].ndim - cast(Tensor, layer.weight).ndim + 1
         rows = result.shape[axis]
         for low in self.active():
@@ -154,12 +154,12 @@ class LoraLayer(nn.Module):
         return result
 
     def active(self) -> list[LoraParams]:
-        """Those that are added now, in the order in which they came."""
+        """Active additions, in the order in which they were attached."""
         every = cast(list[LoraParams], list(self.lows))
         return [] if self.disabled else [low for low in every if self.weights[low.name] != 0]
 
     def update_hook(self, layer: nn.Module) -> None:
-        """Hooks itself to its layer while there is something to add at a call, and off it otherwise."""
+        """Register the hook if there is something to add at a call, and remove it otherwise."""
         wanted = bool(self.active()) and self.original is None
         if wanted and self._handle is None:
             self._handle = layer.register_forward_hook(self)
@@ -175,17 +175,17 @@ Scaling = Literal["rank", "root"]
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Fresh additions to a network.
+    """Configuration of new additions to a network.
 
     Args:
         targets: Names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
             "blocks.*.mlp.*"; "*" is every linear layer and convolution.
-        rank: R.
-        alpha: None: the rank, which makes the scale 1.
-        scaling: "rank": alpha / r as published; "root": alpha / sqrt(r) (rsLoRA).
+        rank: Rank r.
+        alpha: Numerator of the scale; None: the rank, so that the scale of `rank` is 1.
+        scaling: Scale of B A: "rank" is alpha / r as published; "root" is alpha / sqrt(r) (rsLoRA).
 
     Raises:
-        RecipeError: Numbers out of range.
+        RecipeError: A number is out of range, there is no target, or the scaling is unknown.
     """
 
     targets: tuple[str, ...]
@@ -207,15 +207,15 @@ class LoraConfig:
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer and convolution by its path."""
+    """Return every linear layer and convolution by its path."""
     return {path: module for path, module in network.named_modules() if isinstance(module, LAYERS)}
 
 
 def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
-    """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
+    """Create additions that change nothing yet: A is Kaiming-uniform from torch's generator, B is zero.
 
     Raises:
-        RecipeError: A target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
+        RecipeError: A target matches no layer (the message names the nearest), or matches one that takes no LoRA.
 
     Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
     """
@@ -242,14 +242,14 @@ def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
 
 
 def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight: float = 1.0) -> None:
-    """Puts a LoRA on a network.
+    """Attach a LoRA to a network.
 
     Args:
-        weight: W, 0 for one that is off.
+        weight: Weight w of the LoRA; 0: it is off.
 
     Raises:
-        RecipeError: The name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
-        ShapeError: An addition of another shape than the layer's weight; nothing was put on.
+        RecipeError: The name is taken, there is no addition, a layer is missing or takes none, or LoRAs are fused.
+        ShapeError: An addition does not fit the layer's weight; the network is then unchanged.
     """
     if not additions or name in adapter_weights(network):
         raise RecipeError(
@@ -279,10 +279,10 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
 
 
 def detach(network: nn.Module, name: str) -> None:
-    """Takes a LoRA off.
+    """Remove a LoRA from a network.
 
     Raises:
-        RecipeError: None of this name, or LoRAs are merged.
+        RecipeError: The network has no LoRA of this name, or LoRAs are fused.
     """
     _check_names(network, [name])
     _not_merged(network)
@@ -295,12 +295,12 @@ def detach(network: nn.Module, name: str) -> None:
 
 
 def adapter_weights(network: nn.Module) -> dict[str, float]:
-    """The weight of every LoRA on a network, by name."""
+    """Weights of all LoRAs of a network, by name."""
     return {name: weight for _, held in _held(network) for name, weight in held.weights.items()}
 
 
 def fingerprint(network: nn.Module) -> Hashable:
-    """State that a network's result depends on: its numbers, and the LoRAs that act."""
+    """State that a network's result depends on: identity and version of its tensors, and the active LoRAs."""
     tensors = [*network.parameters(), *network.buffers()]
     # a tensor of inference mode counts no versions, and cannot be written into outside of it
     numbers = tuple(
@@ -310,10 +310,10 @@ def fingerprint(network: nn.Module) -> Hashable:
 
 
 def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
-    """Gives LoRAs other weights, 0 for off.
+    """Set the weights of LoRAs; 0: off.
 
     Raises:
-        RecipeError: A name that is not on the network (names the nearest), or LoRAs are merged.
+        RecipeError: The network has no LoRA of a name (the message names the nearest), or LoRAs are fused.
     """
     _check_names(network, changed)
     _not_merged(network)
@@ -324,9 +324,9 @@ def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
 
 @contextmanager
 def disable_adapters(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is the base, to the bit; merged ones are taken out of the weights and put back.
+    """Context in which the network is the base, bit for bit; fused LoRAs are removed and fused again afterwards.
 
-    One inside another is the same as one.
+    Contexts may be nested.
     """
     held = [(layer, additions) for layer, additions in _held(network) if not additions.disabled]
     were_merged = fused(network)
@@ -346,10 +346,10 @@ def disable_adapters(network: nn.Module) -> Iterator[None]:
 
 
 def fuse_lora(network: nn.Module) -> None:
-    """Adds every LoRA that is on to the weights, so that it costs nothing at a call; the originals are kept.
+    """Fuse all active LoRAs into the weights, so that calls cost nothing more; the original weights are kept.
 
     Raises:
-        RecipeError: Merged already.
+        RecipeError: LoRAs are fused already.
     """
     _not_merged(network)
     for layer, held in _held(network):
@@ -365,10 +365,10 @@ def fuse_lora(network: nn.Module) -> None:
 
 
 def unfuse_lora(network: nn.Module) -> None:
-    """Puts the original weights back, to the bit; LoRAs act at each call again.
+    """Restore the original weights, bit for bit; LoRAs are again added at each call.
 
     Raises:
-        RecipeError: Nothing is merged.
+        RecipeError: No LoRA is fused.
     """
     if not fused(network):
         raise RecipeError("no LoRA is merged into these weights, so there is nothing to take out")
@@ -381,15 +381,15 @@ def unfuse_lora(network: nn.Module) -> None:
 
 
 def fused(network: nn.Module) -> bool:
-    """Return True if LoRAs are in the weights."""
+    """Return True if LoRAs are fused into the weights."""
     return any(held.original is not None for _, held in _held(network))
 
 
 def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
-    """Additions of a LoRA, in the order of the network's layers; the tensors are those that train.
+    """Additions of a LoRA, in the order of the network's layers, with the tensors that are trained.
 
     Raises:
-        RecipeError: None of this name.
+        RecipeError: The network has no LoRA of this name.
     """
     _check_names(network, [name])
     return [
@@ -398,10 +398,10 @@ def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
 
 
 def freeze_except(network: nn.Module, name: str) -> None:
-    """Freezes everything in the network but this LoRA.
+    """Freeze all parameters of the network except those of this LoRA.
 
     Raises:
-        RecipeError: None of this name.
+        RecipeError: The network has no LoRA of this name.
     """
     network.requires_grad_(False)
     for delta in lora_state(network, name):

@@ -1,4 +1,4 @@
-"""The spatial transformer: the positions of an image as tokens, which attend to themselves and to a text.
+"""The spatial transformer: the positions of an image as tokens, with self-attention and cross-attention to a text.
 
 Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 """
@@ -31,8 +31,8 @@ class SpatialTransformer(nn.Module):
 
     Args:
         channels: Number of channels of the image, and the width of its tokens.
-        depth: Blocks.
-        context_width: Width of the text's tokens; None: instead of the text, the image attends to itself again.
+        depth: Number of blocks.
+        context_width: Width of the text's tokens; None: a second self-attention takes the place of cross-attention.
         groups: Number of groups of the normalisation before the blocks.
     """
 
@@ -55,7 +55,7 @@ class SpatialTransformer(nn.Module):
         self.leave = zeroed(_projection(channels, projection))
 
     def forward(self, x: Tensor, text: TextContext | None = None) -> Tensor:
-        """X plus what its positions gathered; the text's rows are those of x."""
+        """Return x plus what its positions gathered; the rows of the text are those of x."""
         height, width = x.shape[2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         tokens = _per_token(self.enter, tokens)
@@ -71,7 +71,7 @@ def _projection(channels: int, kind: Projection) -> nn.Conv2d | nn.Linear:
 
 
 def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """Either kind on tokens (B, N, C): a convolution of one pixel is the same product."""
+    """Apply the projection to tokens (B, N, C); a convolution of one pixel is the same product as a linear layer."""
     if layer._forward_hooks and isinstance(layer, nn.Conv2d):  # they act on the layer's own call
         return layer(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
     if layer._forward_hooks:
@@ -80,7 +80,7 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def precompute_context(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
-    """The keys and values of a text for every block of a network that reads it."""
+    """Keys and values of a text for every block of a network with cross-attention."""
     return {
         block: block.context.precompute_context(context.tokens)
         for block in network.modules()

@@ -1,4 +1,4 @@
-"""Text encoders: the transformers that turn rows of tokens into vectors, CLIP's and T5's.
+"""Text encoders: CLIP's and T5's transformers from rows of tokens to vectors.
 
 The modules are those of the transformers library, built from a configuration and without its files; weights come
 from `checkpoints.text_encoder_keys`.
@@ -43,7 +43,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 
 class TextEncoderOutput(NamedTuple):
-    """Output of a tower for rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
+    """Output of a text encoder for rows of tokens: a vector per token (B, L, D), and one per row (B, P)."""
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -51,19 +51,20 @@ class TextEncoderOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class CLIPEncoderConfig:
-    """Configuration of CLIP's text tower.
+    """Configuration of CLIP's text encoder.
 
     Args:
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
         vocab_size: Size of the vocabulary.
-        max_length: Tokens of a row, its two special tokens included.
-        activation: OpenAI's towers have the quick GELU, x sigmoid(1.702 x), OpenCLIP's the exact one.
-        projection: Width of the pooled vector behind a linear layer; 0: the pooled vector as it is.
-        skip: Last blocks whose work is not used for tokens; 1 is the penultimate layer's result.
-        norm: True if the final normalisation is applied to the tokens ("final") or not ("none").
+        max_length: Number of tokens of a row, its two special tokens included.
+        activation: Activation of the MLPs: OpenAI's encoders have the quick GELU, x sigmoid(1.702 x), OpenCLIP's the
+            exact one.
+        projection: Width of the pooled vector after a linear layer; 0: no linear layer.
+        skip: Number of last blocks that are not used for the tokens; 1 gives the penultimate layer's output.
+        norm: Final normalisation of the tokens: applied ("final") or not ("none").
         norm_eps: Epsilon of the normalisations.
-        begin, end, padding: The special tokens. SD 1 fills rows with the end token, SD 2 with token 0.
+        begin, end, padding: Numbers of the special tokens. SD 1 fills rows with the end token, SD 2 with token 0.
 
     Source: Radford et al. 2021, section 2.4 (arXiv:2103.00020); the layer for SD 2: Stability-AI/stablediffusion,
     FrozenOpenCLIPEmbedder.
@@ -91,7 +92,7 @@ class CLIPEncoderConfig:
         _check_special(self.vocab_size, {"begin": self.begin, "end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """Layout of its rows."""
+        """Layout of `rows` rows."""
         return TokenLayout(self.max_length, rows, self.begin, self.end, self.padding)
 
 
@@ -102,15 +103,16 @@ class T5EncoderConfig:
     Args:
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
         head_dim: Width of one attention head.
-        intermediate_size: Width of the MLPs.
-        vocab_size: Rows of the embedding table.
-        max_length: Tokens of a row; any number is possible, because positions are relative.
-        feed: Feed of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
+        vocab_size: Number of rows of the embedding table.
+        max_length: Number of tokens of a row; any number is possible, because positions are relative.
+        feed: Kind of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
+        buckets, distance: Number of buckets and largest distance of the relative positions.
         buckets, distance: Buckets and distance of the relative positions.
         norm_eps: Epsilon of the normalisations.
-        attend: True if padding is hidden from attention ("tokens"), or is text like any other ("all").
-        positions: True if all blocks add the first one's to attention ("shared", T5), or each its own ("each", umT5).
-        end, padding: The special tokens.
+        attend: Tokens that are attended to: "tokens" hides padding, "all" treats it like any other text.
+        positions: Relative positions of the blocks: those of the first block ("shared", T5), or their own ("each",
+            umT5).
+        end, padding: Numbers of the special tokens.
 
     Source: Raffel et al. 2020, section 2.1 (arXiv:1910.10683); its use: Saharia et al. 2022 (arXiv:2205.11487); umT5:
         Chung et al. 2023 (arXiv:2304.09151).
@@ -136,10 +138,10 @@ class T5EncoderConfig:
         _check_special(self.vocab_size, {"end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """Layout of its rows.
+        """Layout of its row.
 
         Raises:
-            RecipeError: More than one row; `max_length` makes a longer one.
+            RecipeError: There is more than one row; a larger `max_length` gives a longer one.
         """
         if rows != 1:
             raise RecipeError(f"num_chunks = {rows}: T5 takes rows of any length; raise max_length instead")
@@ -150,10 +152,10 @@ TextEncoderConfig = CLIPEncoderConfig | T5EncoderConfig
 
 
 class CLIPTextEncoder(nn.Module):
-    """CLIP's text tower.
+    """CLIP's text encoder.
 
     Raises:
-        RecipeError: Transformers is not installed.
+        RecipeError: The package transformers is not installed.
     """
 
     def __init__(self, config: CLIPEncoderConfig) -> None:
@@ -177,7 +179,7 @@ class CLIPTextEncoder(nn.Module):
         self.projection = nn.Linear(config.hidden_size, config.projection, bias=False) if config.projection else None
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
-        """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
+        """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) has no effect."""
         check_numbers(numbers, self.config.vocab_size)
         earlier = bool(self.config.skip) or self.config.norm == "none"
         output = self.model(input_ids=numbers, output_hidden_states=earlier)
@@ -193,7 +195,7 @@ class T5TextEncoder(nn.Module):
     """T5's encoder.
 
     Raises:
-        RecipeError: Transformers is not installed.
+        RecipeError: The package transformers is not installed.
     """
 
     def __init__(self, config: T5EncoderConfig) -> None:
@@ -230,19 +232,19 @@ TextEncoderNetwork = CLIPTextEncoder | T5TextEncoder
 
 
 def build(config: TextEncoderConfig) -> TextEncoderNetwork:
-    """The tower of a configuration, freshly initialised.
+    """Create the text encoder of a configuration, freshly initialised.
 
     Raises:
-        RecipeError: Transformers is not installed.
+        RecipeError: The package transformers is not installed.
     """
     return CLIPTextEncoder(config) if isinstance(config, CLIPEncoderConfig) else T5TextEncoder(config)
 
 
 def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
+    """Section of a recipe, completed with the settings of its `name`; settings in the section take precedence.
 
     Raises:
-        RecipeError: No such name; the nearest is named.
+        RecipeError: The name is unknown; the message names the nearest.
     """
     options = dict(section)
     name = options.pop("name", None)
@@ -254,7 +256,7 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_numbers(numbers: Tensor, vocabulary: int) -> None:
-    """Raises ShapeError for tokens that a tower lacks: a look-up beyond its table would not say so."""
+    """Raise ShapeError for tokens outside the vocabulary, which a table look-up would not report clearly."""
     if numbers.numel() and not numbers.is_meta and int(numbers.max()) >= vocabulary:
         raise ShapeError(
             f"token {int(numbers.max())}: this encoder has {vocabulary}; its vocabulary is another than the prompt's"

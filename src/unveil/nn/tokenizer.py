@@ -1,4 +1,4 @@
-"""Text as numbers: small vocabularies of characters or words, made of the texts they are for."""
+"""Tokenizers with small vocabularies of characters or words, which are built from the training texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenLayout:
 
     Attributes:
         length: Length of a row, the special tokens included.
-        rows: Rows of a prompt; more than one holds longer prompts.
+        rows: Number of rows of a prompt; several rows allow longer prompts.
         begin: Token at the start of each row; None: there is none.
         end: Token behind the text of each row.
         padding: Token that fills a row up.
@@ -46,12 +46,12 @@ class TokenLayout:
 
     @property
     def room(self) -> int:
-        """Tokens of text that fit into one row."""
+        """Number of tokens of text that fit into one row."""
         return self.length - 1 - (self.begin is not None)
 
 
 def tokenize(text: str) -> list[str]:
-    """Runs of letters and digits in lower case, Chinese characters one by one; other signs are left out."""
+    """Split a text into runs of letters and digits in lower case, and single Chinese characters; omit other signs."""
     return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
 
 
@@ -60,15 +60,15 @@ _SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, by number; the first four are `SPECIAL`.
+    """Vocabulary of a model, which maps tokens to numbers; the first four are `SPECIAL`.
 
     Attributes:
-        unit: Kind of a token. Words are runs of letters and digits, and each other sign by itself; see
-            `terms`.
-        tokens: Those behind the special ones.
+        unit: Kind of a token: `characters`; `words`, which are runs of letters and digits, and each other sign; or
+            `terms`, see `tokenize`.
+        tokens: Tokens after the special ones.
 
     Raises:
-        RecipeError: Another unit, or a token that is there twice.
+        RecipeError: The unit is unknown, or a token occurs twice.
     """
 
     unit: Unit
@@ -95,13 +95,12 @@ class Vocabulary:
         before: Sequence[str] = (),
         rarest: float = 0.0,
     ) -> Vocabulary:
-        """The tokens of these texts, the most frequent first, those equally frequent in alphabetical order.
+        """Build the vocabulary of texts, the most frequent token first, equally frequent ones in alphabetical order.
 
         Args:
-            limit: Maximum of the tokens, the special ones included; None: all.
-            before: Tokens that keep their numbers, those of the texts following after them.
-            rarest: Minimum frequency of a token: tokens that occur less often than this, in texts per text, are left
-                out.
+            limit: Maximum number of tokens, the special ones included; None: all.
+            before: Tokens that keep their numbers; those of the texts follow after them.
+            rarest: Minimum frequency of a token, in texts per text; rarer tokens are left out.
         """
         count, number = Counter[str](), 0
         for text in texts:
@@ -114,7 +113,7 @@ class Vocabulary:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Vocabulary:
-        """The vocabulary that `plain` described."""
+        """Return the vocabulary that `plain` described."""
         return cls(plain["unit"], tuple(plain["tokens"]))
 
     def plain(self) -> dict[str, Any]:
@@ -126,31 +125,31 @@ class Vocabulary:
         return len(SPECIAL) + len(self.tokens)
 
     def split(self, text: str) -> list[str]:
-        """The tokens of a text, as they are written."""
+        """Tokens of a text, as they are written."""
         return _SPLIT[self.unit](text)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text's tokens, UNKNOWN for what the vocabulary lacks; neither begin nor end is added."""
+        """Numbers of a text's tokens, UNKNOWN for others; neither begin nor end is added."""
         return [self._numbers.get(token, UNKNOWN) for token in self.split(text)]
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of tokens; padding, begin and end are left out.
+        """Text of tokens; padding, begin and end are left out.
 
         Raises:
-            ShapeError: A number that is not a token's.
+            ShapeError: A number is not in the vocabulary.
         """
         words = [self.token(number) for number in numbers if number not in (PADDING, BEGIN, END)]
         return "".join(words) if self.unit == "characters" else _TIGHT.sub("", " ".join(words))
 
     def token(self, number: int) -> str:
-        """One token as it is written."""
+        """Return one token as it is written."""
         if not 0 <= number < len(self):
             raise ShapeError(f"token {number}: the vocabulary has 0 to {len(self) - 1}")
         return SPECIAL[number] if number < len(SPECIAL) else self.tokens[number - len(SPECIAL)]
 
 
 def pad_sequences(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
+    """Pad sequences of numbers with PADDING to the longest: int64 (B, N)."""
     longest = max((len(sequence) for sequence in sequences), default=0)
     rows = torch.full((len(sequences), longest), PADDING)
     for row, sequence in enumerate(sequences):

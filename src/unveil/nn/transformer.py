@@ -1,4 +1,4 @@
-"""The transformer of 2017, and the parts of it that text encoders, captioners and priors are made of.
+"""The original transformer (Vaswani et al. 2017), and its parts for text encoders, captioners and priors.
 
 Letters of shapes: B rows, N tokens, M tokens of a context, C the width of a token, V words of a vocabulary.
 """
@@ -34,12 +34,12 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One block of a transformer.
+    """Configuration of one block of a transformer.
 
     Attributes:
-        hidden: Width of the layer inside its perceptron.
-        kv_heads: Heads of keys and values; None: as many as `heads`.
-        dropout: Dropout probability of what each branch adds.
+        hidden: Width of the hidden layer of the MLP.
+        kv_heads: Number of heads of keys and values; None: as many as `heads`.
+        dropout: Dropout probability of the output of each branch.
         eps: Epsilon of the normalisations.
         qkv_bias: True if the projections to queries, keys and values have biases.
     """
@@ -56,7 +56,7 @@ class BlockConfig:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a name that is none of the choices, or a dropout that is not a share."""
+        """Raise RecipeError for an unknown choice, a dropout outside [0, 1), or a hidden width below 1."""
         for name, value, names in (("norm", self.norm, ("post", "pre")), ("activation", self.activation, _ACTIVATIONS)):
             if value not in names:
                 raise RecipeError(f"{name} {value!r}: must be one of {', '.join(names)}{did_you_mean(value, [*names])}")
@@ -65,9 +65,11 @@ class BlockConfig:
 
 
 class EncoderStates(NamedTuple):
-    """Context that tokens attend to beside themselves.
+    """Context of cross-attention.
 
-    tokens: (B, M, width). mask: boolean (B, M), True where one counts; None: all count.
+    Attributes:
+        tokens: Tokens of the context, (B, M, width).
+        mask: Boolean mask (B, M), True for tokens that count; None: all count.
     """
 
     tokens: Tensor
@@ -84,17 +86,17 @@ class BlockCache:
 
 @dataclass
 class AttentionMaps:
-    """The weights of one block's heads, a tensor (B, H, N, M) for each call: of self-attention, and on its context."""
+    """Attention weights of one block, (B, H, N, M) for each call: of its self-attention, and of its cross-attention."""
 
     self_attention: list[Tensor] = field(default_factory=list)
     context: list[Tensor] = field(default_factory=list)
 
 
 class TransformerBlock(nn.Module):
-    """Attention of tokens on themselves, on a context where there is one, and a perceptron, each a residual.
+    """Transformer block: residual self-attention, optional attention to a context, and an MLP.
 
     Args:
-        context_width: Width of a context's tokens; None: no context; "own": self-attention once more.
+        context_width: Width of a context's tokens. None: no context. "own": a second self-attention.
 
     Source: Vaswani et al. 2017, section 3.1 (arXiv:1706.03762).
     """
@@ -125,14 +127,14 @@ class TransformerBlock(nn.Module):
         packing: AttentionPattern | None = None,
         maps: AttentionMaps | None = None,
     ) -> Tensor:
-        """X (B, N, C) with what its tokens gathered.
+        """Output (B, N, C) for tokens x (B, N, C).
 
         Args:
-            mask: Mask of x on itself, as `attend` takes it.
-            stored: Earlier calls' tokens, and the context, read once; or a cache of a context alone.
+            mask: Mask of the self-attention, as in `attention.scaled_dot_product_attention`.
+            stored: Cache of the tokens of earlier calls and of the context, or of the context only.
 
         Raises:
-            ShapeError: A context for a block without one, or the other way round.
+            ShapeError: A context is given to a block without cross-attention, or is missing.
         """
         if (context is not None) != self.reads:
             raise ShapeError("context: must be given to a block built with context_width, and to no other")
@@ -177,7 +179,7 @@ def _attention(config: BlockConfig, context_width: int | None) -> Attention:
 
 
 class Mlp(nn.Module):
-    """The perceptron that each token passes through by itself; a gated one has two layers inside, stored as one."""
+    """MLP of a transformer block; a gated one has two layers inside, stored as one."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -187,7 +189,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
+        """Map x (..., width) to (..., width)."""
         if self.gated:
             return self.down(linear_geglu(x, self.up))
         if isinstance(self.activation, nn.GELU):
@@ -196,7 +198,7 @@ class Mlp(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Blocks one after the other; pre-norm ones end in a normalisation."""
+    """Sequence of transformer blocks; pre-norm blocks are followed by a final normalisation."""
 
     def __init__(self, depth: int, config: BlockConfig, *, context_width: int | None = None) -> None:
         super().__init__()
@@ -217,7 +219,12 @@ class TransformerStack(nn.Module):
         packing: AttentionPattern | None = None,
         maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
-        """(B, N, C) to the same; settings as a block's, `caches` and `maps` one for each block, the maps appended."""
+        """Output (B, N, C) for tokens x (B, N, C), with the arguments of a block.
+
+        Args:
+            caches: Cache of each block.
+            maps: List to which the attention weights of each block are appended.
+        """
         for i, block in enumerate(self.blocks):
             shown = None if maps is None else AttentionMaps()
             if maps is not None and shown is not None:
@@ -240,10 +247,10 @@ Tie = Literal["none", "output", "all"]
 
 
 class TokenEmbedding(nn.Module):
-    """Tokens by number as vectors at their places: a table, times the root of the width, plus sinusoids.
+    """Embedding of tokens and positions: a table, times the root of the width, plus sinusoids.
 
     Args:
-        limit: Maximum of the tokens of a sequence.
+        limit: Maximum number of tokens of a sequence.
 
     Source: Vaswani et al. 2017, sections 3.4 and 3.5 (arXiv:1706.03762).
     """
@@ -258,10 +265,10 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """(B, N) numbers, of which the first is the sequence's token `first`, to (B, N, C).
+        """Embed tokens (B, N), of which the first is the sequence's token `first`, as (B, N, C).
 
         Raises:
-            ShapeError: A sequence beyond the limit, numbers that are not tokens, or another shape.
+            ShapeError: The sequence exceeds the limit, a number is not a token, or the shape is wrong.
         """
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ShapeError(f"tokens {tuple(tokens.shape)} {tokens.dtype}: must be whole numbers (B, N)")
@@ -279,10 +286,10 @@ class TokenEmbedding(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Decoder of a sequence of tokens, each of which attends to those before it, and to a context if there is one.
+    """Decoder of token sequences with causal self-attention, and cross-attention if there is a context.
 
     Args:
-        tied: The table of the words is also that of the output.
+        tied: True if the output layer uses the embedding table of the words.
     """
 
     def __init__(
@@ -309,16 +316,16 @@ class TransformerDecoder(nn.Module):
         caches: Sequence[BlockCache] | None = None,
         maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
-        """Tokens (B, N), behind those that are kept, to the vectors (B, N, C) that `logits` reads."""
+        """Output vectors (B, N, C) for `logits`, of tokens (B, N) that follow those in the caches."""
         x = self.words(tokens, caches[0].self_attention.length if caches else 0)
         return self.stack(x, context=context, causal=True, caches=caches, maps=maps)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., V): of the token that follows each."""
+        """Logits (..., V) of the token that follows each vector (..., C)."""
         return F.linear(x, self.words.table.weight) if self.out is None else self.out(x)
 
     def start(self, context: EncoderStates | None = None) -> DecoderState:
-        """A reading of sequences with this context, whose keys and values are computed now, once."""
+        """Decoder state for sequences with this context, whose keys and values are computed once, now."""
         caches = [BlockCache() for _ in self.stack.blocks]
         if context is not None:
             for cache, block in zip(caches, self.stack.blocks, strict=True):
@@ -329,7 +336,7 @@ class TransformerDecoder(nn.Module):
 
 
 class DecoderState:
-    """A batch of sequences in the middle of being read; what `decoding` asks for."""
+    """State of sequences that are decoded, which implements `decoding.NextToken`."""
 
     def __init__(self, decoder: TransformerDecoder, context: EncoderStates | None, caches: list[BlockCache]) -> None:
         self.decoder = decoder
@@ -337,11 +344,11 @@ class DecoderState:
         self.caches = caches
 
     def next(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) of what follows these tokens (B, n), which follow those of the calls before."""
+        """Logits (B, V) of the next token, after appending tokens (B, n) to the sequences."""
         return self.decoder.logits(self.decoder(tokens, context=self.context, caches=self.caches)[:, -1])
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with the sequences of these numbers, in this order; one may come several times."""
+        """Continue with the sequences of the given indices, in this order; a sequence may be selected several times."""
         for cache in self.caches:
             cache.self_attention.select(rows)
             cache.context.select(rows)
@@ -353,12 +360,12 @@ class DecoderState:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """An encoder and a decoder; the defaults are the base model of 2017.
+    """Configuration of an encoder and a decoder; the defaults are the base model of Vaswani et al. 2017.
 
     Attributes:
-        source, target: Words of the two vocabularies.
-        depth: Blocks of the encoder, and of the decoder where `decoder_depth` is None.
-        max_length: Tokens of the longest sequence.
+        source, target: Number of words of the two vocabularies.
+        depth: Number of blocks of the encoder, and of the decoder if `decoder_depth` is None.
+        max_length: Number of tokens of the longest sequence.
     """
 
     source: int
@@ -375,7 +382,7 @@ class TransformerConfig:
     max_length: int = 512
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a setting that cannot work."""
+        """Raise RecipeError for settings that are inconsistent."""
         if self.tie not in ("none", "output", "all"):
             choices = ("none", "output", "all")
             raise RecipeError(f"tie {self.tie!r}: must be one of {', '.join(choices)}{did_you_mean(self.tie, choices)}")
@@ -388,14 +395,14 @@ class TransformerConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """Configuration of the blocks of both halves."""
+        """Configuration of the blocks of encoder and decoder."""
         return BlockConfig(
             self.hidden_size, self.heads, self.intermediate_size, self.norm, self.activation, self.dropout
         )
 
 
 class Transformer(nn.Module):
-    """The encoder and decoder of 2017: from the tokens of one sequence to those of another.
+    """The original encoder-decoder transformer, from the tokens of one sequence to those of another.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762).
     """
@@ -417,34 +424,34 @@ class Transformer(nn.Module):
         )
 
     def forward(self, source: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, N, V) of what follows each token of target (B, N), given source (B, M).
+        """Logits (B, N, V) of the token after each of target (B, N), given source (B, M).
 
         Args:
-            mask: Boolean (B, M), True for the source's tokens and False for padding.
+            mask: Boolean mask (B, M), True for the source's tokens and False for padding.
         """
         return self.decoder.logits(self.decoder(target, context=self.encode(source, mask)))
 
     def encode(
         self, source: Tensor, mask: Tensor | None = None, maps: list[AttentionMaps] | None = None
     ) -> EncoderStates:
-        """The source as the decoder's context."""
+        """Encoder states of the source, which are the decoder's context."""
         words = self.decoder.words if self.words is None else self.words
         seen = None if mask is None else mask[:, None, None]
         return EncoderStates(self.encoder(words(source), mask=seen, maps=maps), mask)
 
     def start(self, source: Tensor, mask: Tensor | None = None) -> DecoderState:
-        """A reading of this source, for `decoding`."""
+        """Decoder state at the start of a target sequence for this source, for `decoding`."""
         return self.decoder.start(self.encode(source, mask))
 
 
 def token_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, padding: int | None = None) -> Tensor:
-    """Mean cross-entropy in nats of logits (B, N, V) on tokens (B, N), without those that are `padding`.
+    """Mean cross-entropy in nats of logits (B, N, V) for tokens (B, N), except those that are `padding`.
 
     Args:
         smoothing: Probability taken from the true token and spread evenly over all V.
 
     Raises:
-        ShapeError: Shapes that do not match.
+        ShapeError: The shapes of logits and targets do not match.
 
     Source: label smoothing: Szegedy et al. 2015, section 7 (arXiv:1512.00567).
     """
@@ -455,7 +462,7 @@ def token_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, paddi
 
 
 def xavier_(module: nn.Module) -> None:
-    """Draws every linear layer's weights uniformly, with the spread that keeps variances, and zeroes its biases.
+    """Draw the weights of all linear layers from Xavier's uniform distribution, and set their biases to 0.
 
     Source: Glorot & Bengio 2010, eq. 16.
     """

@@ -1,9 +1,9 @@
-"""The U-Net of DDPM, Improved DDPM, ADM and latent diffusion: one network whose configuration expresses all of them.
+"""The U-Net of DDPM, Improved DDPM, ADM and latent diffusion: one network whose configuration covers all of them.
 
     x -> enter -> [blocks (+ attention), downsample] per level -> middle -> [blocks (+ attention), upsample] -> leave
 
-Every block of the way down leaves its result on a stack; every block of the way up takes one from it. The time
-embedding (plus `condition.vector`) enters each residual block; spatial transformers, where there are any, read
+Every block of the encoder pushes its result on a stack; every block of the decoder takes one from it. The time
+embedding (plus `condition.vector`) enters each residual block; spatial transformers, if there are any, attend to
 `condition.tokens`.
 
 Sources: Ho et al. 2020, appendix B (arXiv:2006.11239); Nichol & Dhariwal 2021, section 3 (arXiv:2102.09672);
@@ -49,36 +49,40 @@ class UNetConfig:
     """Configuration of a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: Channels of x.
-        out_channels: Channels of the result, twice those of x with learned variance.
-        model_channels: Width of the sinusoid; levels have int(multiplier * model_channels).
-        channel_mult: One per level, finest first; fractions allowed.
-        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the output; twice those of x with learned variance.
+        model_channels: Width of the sinusoid of t; a level has int(multiplier * model_channels) channels.
+        channel_mult: Multiplier of each level, finest first; fractions are allowed.
+        num_res_blocks: Residual blocks per level of the encoder (one more in the decoder).
         attention: Rates of the levels with self-attention after each block; the middle always has it.
-        heads, heads_up, head_channels: Heads on the way down and in the middle, on the way up (None: the same), and a
-            width per head that overrides both counts.
-        attention_order: `heads-first` in Improved DDPM and most of ADM ("legacy"), `qkv-first` in ADM's 64 px network.
-        time_scale_shift: Input of the time embedding: added before the second normalisation (DDPM),
-            or as scale and shift after it (Improved DDPM's default).
-        resample: `conv` strided convolution, nearest + convolution; `conv-asymmetric` the same, padded at the end
-            only (DDPM); `pool` average and nearest without weights; `residual` inside residual blocks (ADM).
-        embedding: `sin-cos` for DDPM, `cos-sin` for the others.
-        norm_eps: 1e-6 for DDPM, 1e-5 for the others.
-        groups: Number of groups of every normalisation; channels in groups of one lose what was added per channel
-            before.
+        heads, heads_up, head_channels: Number of heads in the encoder and the middle, in the decoder (None: the same),
+            and a width per head that overrides both numbers.
+        attention_order: Order of the rows of the qkv projection: `heads-first` in Improved DDPM and most of ADM
+            ("legacy"), `qkv-first` in ADM's 64 px network.
+        time_scale_shift: Conditioning on the time embedding: `add` adds it before the second normalisation (DDPM),
+            `scale-shift` applies scale and shift after it (Improved DDPM's default).
+        resample: Resampling. `conv`: strided convolution, and nearest neighbour + convolution. `conv-asymmetric`: the
+            same, padded only at the end (DDPM). `pool`: average and nearest neighbour without weights. `residual`:
+            inside residual blocks (ADM).
+        embedding: Order of the sinusoid of t: `sin-cos` for DDPM, `cos-sin` for the others.
+        norm_eps: Epsilon of the normalisations: 1e-6 for DDPM, 1e-5 for the others.
+        groups: Number of groups of every normalisation. In groups of one channel, the normalisation removes what was
+            added per channel before it.
         stem_channels: Width of the first convolution; None: that of the first level.
         concat_channels: Channels of `condition.concat`, concatenated to x.
-        context_size: `same` as x's, or `smaller`: enlarged bilinearly to x's size (super-resolution).
-        transformer_depth: Blocks of the spatial transformer that takes the place of self-attention, for each level, the
-            last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
-        cross_attention_dim: Cross attention dim of `condition.tokens`, which the spatial transformers read; None: they
-            read nothing.
-        projection: `conv` or `linear`, the layers around a spatial transformer's blocks: SD 1 has convolutions of one
-            pixel, SD 2 linear layers.
-        patch: Side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+        context_size: Size of the context: `same` as x's, or `smaller`, which is upsampled bilinearly
+            (super-resolution).
+        transformer_depth: Number of blocks of the spatial transformer that replaces self-attention, for each level;
+            that of the last level is also used in the middle. One number is used for all levels. 0 or none:
+            self-attention.
+        cross_attention_dim: Width of `condition.tokens`, to which the spatial transformers attend; None: no
+            cross-attention.
+        projection: Layers around the blocks of a spatial transformer: `conv` for convolutions of one pixel (SD 1),
+            `linear` for linear layers (SD 2).
+        patch: Side of the squares of pixels that become channels at the input and pixels again at the output; 1: none.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -145,12 +149,12 @@ class UNetConfig:
         return 4 * self.model_channels
 
     def depth_of(self, level: int) -> int:
-        """Blocks of a level's spatial transformers, 0 for plain self-attention; -1 is the middle."""
+        """Number of blocks of a level's spatial transformers; 0: self-attention. Level -1 is the middle."""
         depths = self.transformer_depth
         return 0 if not depths else depths[0] if len(depths) == 1 else depths[level]
 
     def heads_of(self, width: int, heads: int) -> int:
-        """Attention heads at a width, given the count that `head_channels` overrides."""
+        """Number of attention heads at a width, given the number that `head_channels` overrides."""
         if self.head_channels is None:
             return heads
         if width % self.head_channels:
@@ -159,7 +163,7 @@ class UNetConfig:
 
 
 class ResBlock(nn.Module):
-    """Residual block of two convolutions, conditioned on the time in between; `resample` changes the size first."""
+    """Residual block of two convolutions, conditioned on the time in between, with optional resampling before them."""
 
     def __init__(self, width: int, out: int, config: UNetConfig, resample: nn.Module | None = None) -> None:
         super().__init__()
@@ -173,7 +177,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """X (B, C, H, W) and the activated time embedding (B, D) to (B, out, H', W')."""
+        """Map x (B, C, H, W) and the activated time embedding (B, D) to (B, out, H', W')."""
         h = self.conv_1(self.resample(F.silu(self.norm_1(x))))  # (B, out, H', W')
         time = self.time(time)[:, :, None, None]
         if self.modulation == "add":
@@ -186,23 +190,23 @@ class ResBlock(nn.Module):
 
 
 class AvgPoolDown(nn.Module):
-    """Half the size by averaging."""
+    """Downsampling by averaging 2 x 2 pixels."""
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        """Map x (B, C, H, W) to (B, C, H/2, W/2)."""
         return F.avg_pool2d(x, 2)
 
 
 class NearestUp(nn.Module):
-    """Twice the size by repeating pixels."""
+    """Upsampling by repeating each pixel in 2 x 2."""
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        """Map x (B, C, H, W) to (B, C, 2H, 2W)."""
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided convolution; DDPM pads only below and on the right."""
+    """Downsampling by a strided convolution; DDPM pads only below and on the right."""
 
     def __init__(self, width: int, *, asymmetric: bool) -> None:
         super().__init__()
@@ -210,15 +214,15 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        """Map x (B, C, H, W) to (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
 class Upsample(nn.Module):
-    """Twice the size by repeating pixels, then a 3x3 convolution; computed as one transposed convolution.
+    """Upsampling by repeating pixels, then a 3x3 convolution; computed as one transposed convolution.
 
-    Of the repeated pixels under a 3x3 kernel several are the same one, so that it meets the sum of their weights:
-    a 4x4 kernel with stride 2 gives the same at 16/36 of the multiplications.
+    Several of the repeated pixels under a 3x3 kernel are the same, and are multiplied by the sum of their weights. A
+    4x4 kernel with stride 2 gives the same result with 16/36 of the multiplications.
     """
 
     def __init__(self, width: int) -> None:
@@ -235,7 +239,7 @@ class Upsample(nn.Module):
         return kernel.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        """Map x (B, C, H, W) to (B, C, 2H, 2W)."""
         if self.conv._forward_hooks:  # they act on the layer's own call
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         kernel = self.kernel() if self.memo is None else self.memo.get(self.conv.weight, self.kernel)
@@ -247,7 +251,7 @@ class Upsample(nn.Module):
 
 
 def _summed(weight: Tensor, dim: int) -> Tensor:
-    """The sums of three weights of an axis that meet a repeated pixel, for each of the four places around it."""
+    """Sums along an axis of the weights that are applied to the same repeated pixel, one for each of four pixels."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
@@ -269,7 +273,7 @@ def _upsample(width: int, config: UNetConfig) -> nn.Module:
 
 
 def _attention(level: int, width: int, heads: int, config: UNetConfig) -> nn.Module:
-    """After a block of a level; level -1 is the middle."""
+    """Attention after a block of a level; level -1 is the middle."""
     heads, depth = config.heads_of(width, heads), config.depth_of(level)
     if depth:
         return SpatialTransformer(
@@ -289,7 +293,7 @@ def _attention_at(level: int, width: int, heads: int, config: UNetConfig) -> nn.
 
 
 class UNetLevel(nn.Module):
-    """The blocks of one resolution, each with attention or nothing after it, and the way to the next resolution."""
+    """Blocks of one resolution, each with optional attention, and the resampling to the next resolution."""
 
     def __init__(
         self, blocks: list[ResBlock], attention: list[nn.Module] | None = None, resample: nn.Module | None = None
@@ -300,26 +304,26 @@ class UNetLevel(nn.Module):
         self.resample = resample
 
     def block(self, place: int, h: Tensor, time: Tensor, text: TextContext | None) -> Tensor:
-        """One block and its attention."""
+        """Apply one block and its attention."""
         h, attention = self.blocks[place](h, time), self.attention[place]
         return attention(h, text) if isinstance(attention, SpatialTransformer) else attention(h)
 
 
 class UNetMiddle(UNetLevel):
-    """The smallest resolution, between the two ways."""
+    """Blocks of the smallest resolution, between encoder and decoder."""
 
     def forward(self, h: Tensor, time: Tensor, text: TextContext | None = None) -> Tensor:
-        """All blocks in turn."""
+        """Apply all blocks in order."""
         for place in range(len(self.blocks)):
             h = self.block(place, h, time, text)
         return h
 
 
 class UNetDown(UNetLevel):
-    """A level of the way down: leaves every result on the stack."""
+    """Encoder level, which pushes every result on the stack."""
 
     def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: TextContext | None = None) -> Tensor:
-        """The smaller result, last on the stack."""
+        """Return the smaller result, which is also the last on the stack."""
         for place in range(len(self.blocks)):
             h = self.block(place, h, time, text)
             stack.append(h)
@@ -330,17 +334,17 @@ class UNetDown(UNetLevel):
 
 
 class UNetUp(UNetLevel):
-    """A level of the way up: every block takes one result from the stack."""
+    """Decoder level, in which every block takes one result from the stack."""
 
     def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: TextContext | None = None) -> Tensor:
-        """The larger result."""
+        """Return the larger result."""
         for place in range(len(self.blocks)):
             h = self.block(place, torch.cat([h, stack.pop()], dim=1), time, text)
         return h if self.resample is None else self.resample(h, time)
 
 
 def down_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The levels of the way down, and the widths of all that is then on the stack, the first convolution's included."""
+    """Encoder levels, and the widths of all results on the stack, that of the first convolution included."""
     width = config.stem_channels or config.widths[0]
     stack, levels = [width], nn.ModuleList()
     for level, out in enumerate(config.widths):
@@ -358,14 +362,14 @@ def down_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
 
 
 def mid_block(config: UNetConfig) -> UNetMiddle:
-    """The smallest resolution: block, attention, block."""
+    """Blocks of the smallest resolution: residual block, attention, residual block."""
     width = config.widths[-1]
     blocks = [ResBlock(width, width, config) for _ in range(2)]
     return UNetMiddle(blocks, [_attention(-1, width, config.heads, config), nn.Identity()])
 
 
 def up_blocks(config: UNetConfig, stack: Sequence[int]) -> nn.ModuleList:
-    """The levels of the way up, the smallest first, given the widths of all that is on the stack."""
+    """Decoder levels, coarsest first, given the widths of all results on the stack."""
     heads = config.heads if config.heads_up is None else config.heads_up
     left, levels, width = list(stack), nn.ModuleList(), stack[-1]
     for level in range(len(config.channel_mult) - 1, -1, -1):
@@ -388,7 +392,7 @@ class UNetFeatures(NamedTuple):
 
 
 class UNetEncoder(nn.Module):
-    """The first half of a U-Net, the way down and the middle: (x, t, condition) to `UNetFeatures`."""
+    """First half of a U-Net, its encoder and middle, from (x, t, condition) to `UNetFeatures`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -403,14 +407,14 @@ class UNetEncoder(nn.Module):
         self._read: Callable[[EncoderStates], TextContext] = TextContext
 
     def encode(self, x: Tensor, t: Tensor, condition: Condition, hint: Tensor | None = None) -> UNetFeatures:
-        """The first half's results.
+        """Compute the first half of the network.
 
         Args:
             x, t, condition: Inputs of the U-Net.
-            hint: Added to what the first convolution makes of x, and of its shape.
+            hint: Features added to the output of the first convolution, of its shape; None: none.
 
         Raises:
-            ShapeError: As in the U-Net.
+            ShapeError: An input does not fit, as in `UNet.forward`.
         """
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
@@ -432,13 +436,13 @@ class UNetEncoder(nn.Module):
 
     @contextmanager
     def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from weights and texts alone is computed once, and looked up in later steps.
+        """Context in which all that depends only on weights and texts is computed once and reused in later steps.
 
-        That is the keys and values of a text, when it is first seen, and the kernels of convolutions that enlarge, at
-        their first call.
+        These are the keys and values of a text, computed when it first occurs, and the kernels of upsampling
+        convolutions, computed at their first call.
 
-        It is for sampling: results are the same, no weight and no token gets a gradient through them, and weights must
-        not change inside. What follows from the levels, `indices`, is computed at each step.
+        The context is for sampling: outputs are the same, no weight and no token gets a gradient through the reused
+        values, and weights must not change within it. What depends on the levels, `indices`, is computed at each step.
         """
         before, texts = self._read, Memo[dict[nn.Module, KVCache]]()
         # a compiler would make a variant of the network for each text, and does a kernel's sums at little cost
@@ -461,7 +465,7 @@ class UNetEncoder(nn.Module):
 
 
 class UNet(UNetEncoder):
-    """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+    """Denoising network from (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
@@ -470,17 +474,17 @@ class UNet(UNetEncoder):
         self.leave = zeroed(nn.Conv2d(config.widths[0], config.out_channels * config.patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1).
-            t: (B,) the number that stands for the level, fractions allowed.
-            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x, its tokens (B, L,
-                context_width) are read where the mask allows it, its residuals are added to the stack and to the
-                middle's result.
+            x: Noisy samples (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1).
+            t: Time input (B,) of the network for the noise level; fractions are allowed.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, and its `concat`
+                is concatenated to x. Its tokens (B, L, cross_attention_dim) are attended to where the mask allows it.
+                Its residuals are added to the stack and to the middle's result.
 
         Raises:
-            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: The size cannot be halved at every level, or the condition does not fit.
         """
         condition = condition or Condition()
         if condition.control_image is not None:
@@ -496,7 +500,7 @@ class UNet(UNetEncoder):
 
 
 def _added(stack: list[Tensor], h: Tensor, residuals: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The stack and the middle's result with their residuals; a single one is the middle's."""
+    """Add the residuals to the stack and to the middle's result; a single residual is the middle's."""
     if len(residuals) not in (1, len(stack) + 1):
         raise ShapeError(
             f"condition.residuals: {len(residuals)} tensors; this U-Net takes {len(stack) + 1}, or that of its middle"

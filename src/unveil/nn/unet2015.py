@@ -1,7 +1,7 @@
-"""The U-Net of 2015 as a denoiser: for states that lie over an image pixel by pixel, such as masks.
+"""The original U-Net (Ronneberger et al. 2015) as a denoiser of states with one value per pixel, such as masks.
 
-Deviations from the paper: convolutions are padded, so that the size is kept; each is followed by group
-normalisation, which trains without a schedule for it; the time embedding joins every stage.
+Deviations from the paper: convolutions are padded, so that the size is kept; each is followed by group normalisation,
+which makes training stable; the time embedding is added at every stage.
 
 Source: Ronneberger et al. 2015, figure 1 (arXiv:1505.04597).
 """
@@ -31,7 +31,7 @@ class UNet2015Config:
         groups: Number of groups of every normalisation, a divisor of every width.
 
     Raises:
-        RecipeError: No widths, or widths that the groups do not divide.
+        RecipeError: `widths` is empty, or `groups` does not divide a width.
     """
 
     in_channels: int
@@ -63,13 +63,13 @@ class UNet2015Stage(nn.Module):
         self.norm_2 = group_norm(out, config.groups)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, width, H, W) to (B, out, H, W)."""
+        """Map x (B, width, H, W) to (B, out, H, W)."""
         h = F.relu(self.norm_1(self.conv_1(x)) + self.time(time)[:, :, None, None])
         return F.relu(self.norm_2(self.conv_2(h)))
 
 
 class UNet2015(nn.Module):
-    """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+    """Denoising network from (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: UNet2015Config) -> None:
         super().__init__()
@@ -86,15 +86,16 @@ class UNet2015(nn.Module):
         self.leave = zeroed(nn.Conv2d(widths[0], config.out_channels, 1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: (B, in_channels, H, W), height and width multiples of 2**(stages - 1).
-            t: (B,) the number that stands for the level.
-            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
+            x: Noisy samples (B, in_channels, H, W), height and width multiples of 2**(stages - 1).
+            t: Time input (B,) of the network for the noise level.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, its `concat` is
+                concatenated to x.
 
         Raises:
-            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: The size cannot be halved at every stage, or the condition does not fit.
         """
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")

@@ -1,25 +1,25 @@
-"""The autoencoder of clips: encoder and decoder of causal convolutions, which take a clip whole or piece by piece.
+"""The autoencoder of videos: encoder and decoder of causal convolutions, for whole videos or piece by piece.
 
     encoder: frames -> enter -> [blocks, half the size, half the frames] per level -> middle -> leave -> z
     decoder: z -> enter -> middle -> [blocks, twice the frames, twice the size] per level -> leave -> frames
 
-A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the first frame alone, each other for ct
-frames, and none depends on a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
-that pieces and tiles give what the whole gives.
+A video has 1 + k ct frames and 1 + k latents: the first latent represents only the first frame, each other one ct
+frames, and none depends on a later frame. An image is a video of one frame. Normalisations do not extend over time or
+space, so that pieces and tiles give the result of the whole.
 
-Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
-the lowest frequencies of the box, so that training has an image from its first step on, and the networks learn what
-is missing in it.
+In parallel to either network, a linear map connects each latent with its box of ct x cs x cs pixels. It is initialised
+to the lowest frequencies of the box, so that training starts from a coarse reconstruction, and the networks learn the
+rest.
 
-A causal convolution with a kernel of k frames and a stride of s needs k - s earlier frames. These stand in a
-`Cache`, a plain tuple of tensors in the order in which the layers run: the caller passes the cache of the piece
-before, and no module keeps any state. Copies of the first frame stand before it. The first piece has 1 + a multiple of
-s frames, each later piece a multiple of s.
+A causal convolution with a kernel of k frames and a stride of s needs k - s earlier frames. They are in a `Cache`, a
+plain tuple of tensors in the order in which the layers run. The caller passes the cache of the previous piece, and no
+module keeps any state. Before the first frame there are copies of it. The first piece has 1 + a multiple of s frames,
+each later piece a multiple of s.
 
-Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); causality in convolutions: van den Oord et al. 2016,
-section 2.1 (arXiv:1609.03499); Wan Team 2025, section 4.1 (arXiv:2503.20314), for norms by place, and time halved at
-the coarser levels, doubled by channels; Chen et al. 2025, section 3.2 (arXiv:2410.10733), for learning what a direct
-way between boxes and latents leaves.
+Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); causality in convolutions: van den Oord et al. 2016, section
+2.1 (arXiv:1609.03499); Wan Team 2025, section 4.1 (arXiv:2503.20314), for normalisation per position, halving of the
+time at the coarser levels, and doubling by channels; Chen et al. 2025, section 3.2 (arXiv:2410.10733), for learning the
+residual of a direct map between boxes and latents.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Cache = tuple[Tensor, ...]
 
 
 class StreamState:
-    """Cache that the layers of one call read, and the one that they write for the next.
+    """Cache that the layers of one call read, and the cache that they write for the next call.
 
     Args:
-        before: The cache of the piece before; None: the clip begins here.
+        before: Cache of the previous piece; None: the video begins here.
     """
 
     def __init__(self, before: Cache | None = None) -> None:
@@ -55,10 +55,10 @@ class StreamState:
         self._before: Iterator[Tensor] = iter(before or ())
 
     def prepend(self, x: Tensor, frames: int) -> Tensor:
-        """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
+        """Prepend the frames before x (B, C, T, H, W): those of the cache, or `frames` copies of its first frame.
 
         Raises:
-            ShapeError: The cache is of another network or of other clips.
+            ShapeError: The cache belongs to another network or to other videos.
         """
         if self.begins:
             return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
@@ -72,16 +72,16 @@ class StreamState:
         return torch.cat([before.to(x.dtype), x], 2)
 
     def keep(self, frames: Tensor) -> None:
-        """Leaves frames (B, C, n, H, W) for the next piece, without the tensor that they were cut from."""
+        """Save frames (B, C, n, H, W) for the next piece; without gradients a copy, which frees the larger tensor."""
         self.saved.append(frames if torch.is_grad_enabled() else frames.clone())
 
 
 class CausalConv(nn.Conv3d):
-    """A convolution of (frames, side, side) whose last frame is the present one.
+    """Causal convolution of (frames, side, side), which does not depend on later frames.
 
     Args:
-        kernel: Frames, an odd number or 1, and pixels a side, an odd number.
-        stride: Stride in time; 2 halves the frames after the first.
+        kernel: Number of frames, odd, and of pixels a side, odd.
+        stride: Stride in time; 2 halves the number of frames after the first.
     """
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
@@ -89,7 +89,7 @@ class CausalConv(nn.Conv3d):
         super().__init__(width, out, (frames, side, side), stride=(stride, 1, 1), padding=(0, side // 2, side // 2))
 
     def forward(self, input: Tensor, past: StreamState) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """(B, C, T, H, W) to (B, out, T', H, W): T' = 1 + (T - 1) / stride at the beginning, later T / stride."""
+        """Map x (B, C, T, H, W) to (B, out, T', H, W): T' = 1 + (T - 1) / stride at first, T / stride later."""
         frames, stride = self.kernel_size[0], self.stride[0]
         if frames == 1:
             return super().forward(input)
@@ -105,7 +105,7 @@ class CausalConv(nn.Conv3d):
 
 
 def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """Output of a layer for images (B, C, H, W) on each frame of clips (B, C, T, H, W)."""
+    """Apply a layer for images (B, C, H, W) to each frame of videos (B, C, T, H, W)."""
     output = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
     return output.unflatten(0, (len(clips), -1)).transpose(1, 2)
 
@@ -116,14 +116,15 @@ MAX_FRAMES_AT_ONCE = 4  # latents that are computed at a time where no gradient 
 
 @dataclass(frozen=True)
 class VideoAutoencoderConfig(AutoencoderConfig):
-    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderModelConfig`.
+    """Configuration of an autoencoder of videos; sizes, widths and levels are those of `AutoencoderConfig`.
 
     Args:
-        time: Frames that a latent stands for, a power of two; the coarsest levels halve them.
-        span: Frames that become channels on entry (1: none) and frames again at the end, a power of two.
+        time: Number of frames per latent, a power of two; the coarsest levels halve the time.
+        span: Number of frames that become channels at the input and frames again at the output, a power of two; 1:
+            none.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     norm: Norm = field(default="rms", init=False)
@@ -149,20 +150,20 @@ class VideoAutoencoderConfig(AutoencoderConfig):
 
     @property
     def box(self) -> int:
-        """Pixels that a latent stands for."""
+        """Number of pixels that a latent represents."""
         return self.time * self.factor**2
 
     @property
     def halves(self) -> tuple[bool, ...]:
-        """Return True if time is halved behind each level but the last."""
+        """Flag of each level except the last, True if the time is halved after it."""
         changes, count = len(self.rates) - 1, int(math.log2(self.time // self.span))
         return tuple(place >= changes - count for place in range(changes))
 
     def latent_frames(self, frames: int) -> int:
-        """Latents in time of a clip of that many frames.
+        """Number of latents in time of a video of the given number of frames.
 
         Raises:
-            ShapeError: Not 1 + a multiple of `time`; names the nearest.
+            ShapeError: The number is not 1 + a multiple of `time`; the message names the nearest.
         """
         if frames < 1 or (frames - 1) % self.time:
             below = 1 + max(frames - 1, 0) // self.time * self.time
@@ -171,7 +172,7 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         return 1 + (frames - 1) // self.time
 
     def receptive_field_past(self, blocks: int) -> int:
-        """Latents in time that one depends on before itself, with that many blocks in each level."""
+        """Number of earlier latents that one depends on, for the given number of blocks per level."""
         frames_read, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
         for level in reversed(range(len(self.rates))):
             frames_read += 4 * blocks * frames / self.time
@@ -182,12 +183,12 @@ class VideoAutoencoderConfig(AutoencoderConfig):
 
     @property
     def encoder_receptive_field_past(self) -> int:
-        """Latents in time before itself that a latent depends on by its frames."""
+        """Number of earlier latents whose frames a latent depends on in the encoder."""
         return self.receptive_field_past(self.num_res_blocks)
 
     @property
     def decoder_receptive_field_past(self) -> int:
-        """Latents in time before its own that a frame depends on."""
+        """Number of earlier latents that a frame depends on in the decoder."""
         return self.receptive_field_past(self.num_res_blocks + 1)
 
 
@@ -204,14 +205,14 @@ class VideoBlock(nn.Module):
         self.skip = nn.Identity() if width == out else nn.Conv3d(width, out, 1)
 
     def forward(self, x: Tensor, past: StreamState) -> Tensor:
-        """(B, C, T, H, W) to (B, out, T, H, W)."""
+        """Map x (B, C, T, H, W) to (B, out, T, H, W)."""
         h = self.conv_1(activated(self.norm_1(x)), past)
         h = self.conv_2(F.dropout(activated(self.norm_2(h)), self.dropout, self.training), past)
         return h.add_(self.skip(x))
 
 
 class VideoDownsample(nn.Module):
-    """Half the size, frame by frame, and optionally half the frames, by a causal convolution over time."""
+    """Downsampling of each frame, and optionally of the time by a causal convolution with stride 2."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
@@ -219,13 +220,13 @@ class VideoDownsample(nn.Module):
         self.time = CausalConv(width, width, (3, 1), stride=2) if time else None
 
     def forward(self, x: Tensor, past: StreamState) -> Tensor:
-        """(B, C, T, H, W) to (B, C, T', H/2, W/2): T' = T, or 1 + (T - 1) / 2 at the beginning and T / 2 later."""
+        """Map x (B, C, T, H, W) to (B, C, T', H/2, W/2): T' = T, or 1 + (T - 1) / 2 at first and T / 2 later."""
         h = by_frame(self.space, x)
         return h if self.time is None else self.time(h, past)
 
 
 class VideoUpsample(nn.Module):
-    """Twice the frames except for the very first, optionally, and twice the size, frame by frame."""
+    """Upsampling of each frame, and optionally of the time, except for the very first frame."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
@@ -233,13 +234,13 @@ class VideoUpsample(nn.Module):
         self.space = Upsample(width)
 
     def forward(self, x: Tensor, past: StreamState) -> Tensor:
-        """(B, C, T, H, W) to (B, C, T', 2H, 2W): T' = T, or 2T - 1 at the beginning and 2T later."""
+        """Map x (B, C, T, H, W) to (B, C, T', 2H, 2W): T' = T, or 2T - 1 at first and 2T later."""
         h = x if self.time is None else channels_to_time(self.time(x, past), 2, past)
         return by_frame(self.space, h)
 
 
 class VideoLevel(nn.Module):
-    """The blocks of one resolution, and the way to the next one."""
+    """Blocks of one resolution, and the resampling to the next resolution."""
 
     def __init__(self, blocks: Sequence[VideoBlock], resample: nn.Module | None = None) -> None:
         super().__init__()
@@ -247,20 +248,20 @@ class VideoLevel(nn.Module):
         self.resample = resample
 
     def forward(self, h: Tensor, past: StreamState) -> Tensor:
-        """All in turn."""
+        """Apply the blocks and the resampling in order."""
         for block in self.blocks:
             h = block(h, past)
         return h if self.resample is None else self.resample(h, past)
 
 
 def channels_to_time(x: Tensor, span: int, past: StreamState) -> Tensor:
-    """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W), of the first `span` at the beginning the last."""
+    """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W); the first piece drops its first span - 1 frames."""
     output = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
     return output[:, :, span - 1 :] if past.begins else output
 
 
 def time_to_channels(x: Tensor, span: int, past: StreamState) -> Tensor:
-    """Frames (B, C, n span, H, W) as channels (B, C span, n, H, W), the first frame `span` times at the beginning."""
+    """Frames (B, C, n span, H, W) as channels (B, C span, n, H, W); at the beginning the first frame fills `span`."""
     if past.begins:
         x = torch.cat([x[:, :, :1].expand(-1, -1, span - 1, -1, -1), x], 2)
     return x.unflatten(2, (-1, span)).transpose(2, 3).flatten(1, 2)
@@ -272,23 +273,23 @@ def patchify(x: Tensor, span: int, side: int, past: StreamState) -> Tensor:
 
 
 def unpatchify(x: Tensor, span: int, side: int, past: StreamState) -> Tensor:
-    """The other way round."""
+    """Channels (B, C span side^2, n, h, w) as boxes of frames and pixels (B, C, T, H, W), the inverse of `patchify`."""
     return channels_to_time(by_frame(lambda frames: F.pixel_shuffle(frames, side), x), span, past)
 
 
 def _level(
     width: int, level: int, blocks: int, config: VideoAutoencoderConfig, resample: nn.Module | None
 ) -> VideoLevel:
-    """A level that is entered with `width` channels."""
+    """Level whose input has `width` channels."""
     out = config.widths[level]
     return VideoLevel([VideoBlock(width if i == 0 else out, out, config) for i in range(blocks)], resample)
 
 
 class StreamingModule(nn.Module, ABC):
-    """A network over time that gives the same for a clip and for its pieces."""
+    """Network over time that gives the same output for a whole video and for its pieces."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The whole clip (B, C, T, H, W); where no gradient is wanted, some latents at a time, in less memory."""
+        """Output for a whole video (B, C, T, H, W); without gradients it is computed in pieces, which saves memory."""
         if torch.is_grad_enabled():
             return self.run(x, StreamState())
         pieces: list[Tensor] = []
@@ -299,13 +300,14 @@ class StreamingModule(nn.Module, ABC):
         return torch.cat(pieces, 2)
 
     def step(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Output of a piece (B, C, T, H, W), and the cache for the piece after it.
+        """Return the output of a piece (B, C, T, H, W), and the cache for the next piece.
 
         Args:
-            cache: Cache, as it came back with the piece before, for the same clips; None: the clip begins here.
+            cache: Cache that the previous piece of the same videos returned; None: the video begins here.
 
         Raises:
-            ShapeError: Other channels, a size that is not a multiple, or frames that stop between two latents.
+            ShapeError: The channels are wrong, the size is not a multiple of the factor, or the frames end between two
+                latents.
         """
         past = StreamState(cache)
         output = self.run(x, past)
@@ -313,15 +315,15 @@ class StreamingModule(nn.Module, ABC):
 
     @abstractmethod
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """A whole clip in pieces of `MAX_FRAMES_AT_ONCE` latents."""
+        """Split a whole video into pieces of `MAX_FRAMES_AT_ONCE` latents."""
 
     @abstractmethod
     def run(self, x: Tensor, past: StreamState) -> Tensor:
-        """A piece through all layers."""
+        """Apply all layers to a piece."""
 
 
 class VideoEncoder(StreamingModule):
-    """Frames to z."""
+    """Encoder from frames to z."""
 
     def __init__(self, config: VideoAutoencoderConfig) -> None:
         super().__init__()
@@ -344,10 +346,10 @@ class VideoEncoder(StreamingModule):
                 self.leave.bias[config.z_channels :] = LOGVAR
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Frames (B, in_channels, T, H, W) in pieces.
+        """Split frames (B, in_channels, T, H, W) into pieces.
 
         Raises:
-            ShapeError: T is not 1 + a multiple of `time`; names the nearest.
+            ShapeError: T is not 1 + a multiple of `time`; the message names the nearest.
         """
         latents = self.config.latent_frames(_checked(x, self.config.in_channels, "pixels").shape[2])
         time = self.config.time
@@ -355,7 +357,7 @@ class VideoEncoder(StreamingModule):
         return x.tensor_split(ends, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
-        """(B, in_channels, T, H, W) to (B, moments * z_channels, T', H / factor, W / factor)."""
+        """Map frames (B, in_channels, T, H, W) to (B, moments * z_channels, T', H / factor, W / factor)."""
         config = self.config
         _checked(x, config.in_channels, "pixels")
         check_multiple(x, config.factor)
@@ -372,7 +374,7 @@ class VideoEncoder(StreamingModule):
 
 
 class VideoDecoder(StreamingModule):
-    """Z to frames."""
+    """Decoder from z to frames."""
 
     def __init__(self, config: VideoAutoencoderConfig) -> None:
         super().__init__()
@@ -392,11 +394,11 @@ class VideoDecoder(StreamingModule):
             self.direct.weight.copy_(rows.T[:, :, None, None, None])
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Z (B, z_channels, T', h, w) in pieces."""
+        """Split z (B, z_channels, T', h, w) into pieces."""
         return _checked(x, self.config.z_channels, "latents").split(MAX_FRAMES_AT_ONCE, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
-        """(B, z_channels, T', h, w) to (B, out_channels, T, factor h, factor w)."""
+        """Map z (B, z_channels, T', h, w) to frames (B, out_channels, T, factor h, factor w)."""
         config = self.config
         h = self.middle(self.enter(_checked(x, config.z_channels, "latents"), past), past)
         for level in self.up:
@@ -408,7 +410,7 @@ class VideoDecoder(StreamingModule):
 
 
 def _checked(x: Tensor, channels: int, what: str) -> Tensor:
-    """X, which is a clip with these channels and at least a frame."""
+    """Return x if it is a video with these channels and at least one frame; raise ShapeError otherwise."""
     if x.ndim == 4 and x.shape[1] == channels:
         raise ShapeError(f"{what} {tuple(x.shape)}: an image is a clip of one frame; give x[:, :, None]")
     if x.ndim != 5 or x.shape[1] != channels or not x.shape[2]:

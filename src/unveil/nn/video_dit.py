@@ -1,16 +1,16 @@
-"""A transformer over patches of clips in space and time, conditioned on a level, a position and a text token by token.
+"""A transformer over spatio-temporal patches of videos, with a noise level, a position and a text for each token.
 
     x -> patches -> tokens at (t, y, x) -> blocks, modulated by the level of each token -> norm -> linear -> patches
 
-An image is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
-that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
-times before the first frame and times between frames are only other coordinates. Optional Fourier features
-give each token also its position in its frame and its time after the start.
+An image is a video of one frame. Noise levels may differ between the frames or the positions of a video; conditioning
+frames are given at the level of data. Rotary positions rotate queries and keys, so that any size, shape and length,
+times before the first frame and times between frames are only other coordinates. Optional Fourier features also add
+to each token its position in its frame and its time after the start.
 
-Letters of shapes: B clips, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
+Letters of shapes: B videos, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
 
 Sources: Peebles & Xie 2023 (arXiv:2212.09748); one modulation for all blocks: Chen et al. 2023 (arXiv:2310.00426),
-section 2.3; clips of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304); a level for each token: Chen et al.
+section 2.3; videos of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304); a level for each token: Chen et al.
 2024 (arXiv:2407.01392).
 """
 
@@ -37,27 +37,27 @@ from unveil.types import Condition, Ge, checked
 
 @dataclass(frozen=True)
 class VideoDiTConfig:
-    """Configuration of a transformer over clips.
+    """Configuration of a transformer over videos.
 
     Args:
         in_channels: Number of channels of x.
         out_channels: Number of channels of the result.
         patch: Frames, height and width of the boxes of x that become tokens.
-        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        cross_attention_dim: Cross attention dim of a text's tokens, which every block reads; None: there is none.
+        cross_attention_dim: Width of the text's tokens, to which every block attends; None: no cross-attention.
         attention_pattern: Pattern of which tokens of a video attend to each other, see
             `attention_patterns.attention_groups`.
-        window: Frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: No token attends to a later frame.
-        pos_fourier_dim: Waves for each of time, height and width, that give a token its position in its frame and its
-            time after the start; 0: none, so that only relative positions are known.
-        rope_theta: Base of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
+        window: Number of frames, rows and columns of a box of tokens, for the pattern `windowed`.
+        causal: True if no token attends to a later frame.
+        pos_fourier_dim: Number of Fourier frequencies for each of time, height and width, which add to a token its
+            position in its frame and its time after the start; 0: positions are relative only.
+        rope_theta: Base of the rotary positions; the longest wavelength is just under 2 pi rope_theta tokens.
         qk_norm: Normalisation of queries and keys.
         gradient_checkpointing: Recomputation of the activations of blocks in training: less memory, a third more time.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -100,15 +100,18 @@ MAX_LAYOUTS = 8
 
 @dataclass(frozen=True)
 class VideoBlockConditioning:
-    """The conditioning of blocks, beside x.
+    """Conditioning of all blocks, beside x.
 
-    modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
-    last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
-    level_index: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
-    rotary: the places of the tokens.
-    attention_patterns: which tokens attend to each other in each block; None: all of a row.
-    text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
-    packing: of tokens that are several clips in a row.
+    Attributes:
+        modulation: Shifts, scales and gates (B, F or 1, S or 1, 6, C) that all blocks share; each block adds its own.
+        last: Shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
+        level_index: Index of the noise level of each token of packed rows (B, N), along the first axis of `modulation`
+            and `last`; None: levels are not indexed.
+        rotary: Positions of the tokens.
+        attention_patterns: Pattern of which tokens attend to each other, for each block; None: all tokens of a row.
+        text, mask: Tokens of the texts (videos, L, cross_attention_dim), and their mask (videos, L), True for tokens
+            that count.
+        packing: Packing of tokens that are several videos in a row.
     """
 
     modulation: Tensor
@@ -121,7 +124,7 @@ class VideoBlockConditioning:
     level_index: Tensor | None = None
 
     def parts(self, each: Tensor) -> list[Tensor]:
-        """Shifts, scales and gates (..., parts, C), each as it is multiplied with tokens (B, F, S, C)."""
+        """Shifts, scales and gates (..., parts, C) as a list, each broadcastable to tokens (B, F, S, C)."""
         if self.level_index is None:
             return list(each.unbind(-2))
         index = self.level_index.flatten()
@@ -130,7 +133,7 @@ class VideoBlockConditioning:
 
 @dataclass
 class _Layout:
-    """Layout of clips of certain sizes: positions of their tokens, and which attend to each other in each block."""
+    """Layout of videos of given sizes: the positions of their tokens, and the attention pattern of each block."""
 
     rotary: Rotary
     attention_patterns: Sequence[Packing | AttentionGroups | None]
@@ -145,7 +148,7 @@ class _Layout:
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention of tokens on themselves and on a text, and an MLP; to the conditioning of all blocks it adds its own.
+    """Block of self-attention, attention to a text, and an MLP; its own modulation is added to the shared one.
 
     Source: Chen et al. 2023, section 2.3 (arXiv:2310.00426).
     """
@@ -177,7 +180,7 @@ class SpaceTimeBlock(nn.Module):
         return torch.addcmul(h, gate_2, self.mlp(modulate(self.norm_2(h), shift_2, scale_2)))
 
     def _read(self, tokens: Tensor, attention: Attention, conditioning: VideoBlockConditioning) -> Tensor:
-        """Output of the attention of tokens (B, N, C) to their clips' texts."""
+        """Output of the attention of tokens (B, N, C) to the texts of their videos."""
         if conditioning.packing is not None:
             return attention(tokens, context=conditioning.text, mask=conditioning.mask, packing=conditioning.packing)
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None]
@@ -185,10 +188,10 @@ class SpaceTimeBlock(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """The denoising network of clips and images: (x, t, condition) to a tensor of x's size with `out_channels`.
+    """Denoising network of videos and images, from (x, t, condition) to a tensor of x's size with `out_channels`.
 
     Attributes:
-        takes_token_levels: True: t may differ between the parts of a sample.
+        takes_token_levels: True, since t may differ between the parts of a sample.
     """
 
     takes_token_levels = True
@@ -211,17 +214,18 @@ class VideoDiT(nn.Module):
         self._laid: dict[tuple[object, ...], _Layout] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The raw result, in x's size.
+        """Network output, in the size of x.
 
         Args:
-            x: Clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
-            t: The number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
-                differ between frames or places; where they differ within a token, the noisiest counts.
-            condition: Its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its places
-                say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
+            x: Noisy videos (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are videos of one frame.
+            t: Time input of the network for the noise level; fractions are allowed. It is (B,), or broadcastable to x
+                for levels that differ between frames or positions; within a token, the highest level is used.
+            condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, and its tokens
+                are the text. Its `positions` are the first coordinate and the step of each axis; None: the first token
+                is at 0, the step is 1.
 
         Raises:
-            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: The size is not a multiple of the patch, or the condition does not fit.
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
@@ -246,18 +250,18 @@ class VideoDiT(nn.Module):
         *,
         length: int | None = None,
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S clips (in_channels, T, H, W), or images, of any sizes, as rows of tokens.
+        """Outputs for S videos (in_channels, T, H, W), or images, of any sizes, computed as packed rows of tokens.
 
         Args:
-            t: Timesteps of each, a number, or broadcastable to the clip.
+            t: Time input of each video, a number or a tensor that is broadcastable to the video.
             condition: Condition of S rows.
-            length: Tokens of a row; None puts all into one.
+            length: Number of tokens of a row; None: all videos are in one row.
 
         Returns:
-            results in the clips' sizes, and the share of the tokens that is padding.
+            Outputs in the sizes of the videos, and the share of the tokens that is padding.
 
         Raises:
-            ShapeError: A clip that does not fit, or is longer than a row.
+            ShapeError: A video does not fit the network, or is longer than a row.
         """
         condition, count = condition or Condition(), len(clips)
         whole = [self._checked(video[None]) for video in clips]
@@ -292,15 +296,15 @@ class VideoDiT(nn.Module):
         return results, packing.waste
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """Number of tokens of a clip (in_channels, T, H, W) or an image.
+        """Number of tokens of a video (in_channels, T, H, W) or an image.
 
         Raises:
-            ShapeError: A size that is not a multiple of the patch, or other channels.
+            ShapeError: The size is not a multiple of the patch, or the number of channels is wrong.
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
     def forward_tokens(self, h: Tensor, conditioning: VideoBlockConditioning) -> Tensor:
-        """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
+        """Map tokens (B, F, S, C) to output tokens (B, F, S, out_channels * box)."""
         for number, block in enumerate(self.blocks):
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 h = cast(Tensor, checkpoint(block, h, conditioning, number, use_reentrant=False))
@@ -311,7 +315,7 @@ class VideoDiT(nn.Module):
     # -- details ------------------------------------------------------------------------------------------------
 
     def _checked(self, x: Tensor) -> tuple[Tensor, TokenGrid]:
-        """Clips (B, C, T, H, W), and the grid of their tokens."""
+        """Videos (B, C, T, H, W), and the grid of their tokens."""
         clips = x[:, :, None] if x.ndim == 4 else x
         if clips.ndim != 5 or clips.shape[1] != self.config.in_channels:
             raise ShapeError(
@@ -328,25 +332,25 @@ class VideoDiT(nn.Module):
         return clips, TokenGrid(*counts)
 
     def _tokens(self, clips: Tensor, grid: TokenGrid, waves: Tensor | None) -> Tensor:
-        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each with its position."""
+        """Tokens (B, F, S, C) of videos (B, in_channels, T, H, W), each with its position."""
         h = self.patches(self._boxes(clips))
         if self.where is None or waves is None:
             return h
         return h + self.where(waves.to(h)).unflatten(-2, (grid.frames, -1))
 
     def _boxes(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
+        """Reorder videos (B, C, T, H, W) to boxes (B, F, S, C * box)."""
         frames, height, width = self.config.patch
         parts = clips.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3)  # (B, F, rows, columns, C, f, h, w)
 
     def _unboxed(self, boxes: Tensor, grid: TokenGrid) -> Tensor:
-        """(B, F, S, C * box) to (B, C, T, H, W)."""
+        """Reorder boxes (B, F, S, C * box) to videos (B, C, T, H, W)."""
         parts = boxes.unflatten(3, (-1, *self.config.patch)).unflatten(2, (grid.rows, grid.columns))
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _levels(self, t: Tensor, x: Tensor, grid: TokenGrid) -> Tensor:
-        """Index of the level of each token: (B, F or 1, S or 1)."""
+        """Time input of each token, (B, F or 1, S or 1)."""
         if t.ndim <= 1:
             return t.expand(len(x)).view(-1, 1, 1)
         if t.ndim != x.ndim:
@@ -362,7 +366,7 @@ class VideoDiT(nn.Module):
     def _conditioning(
         self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[AttentionPattern | None]
     ) -> VideoBlockConditioning:
-        """Conditioning of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
+        """Conditioning for time inputs (B, F or 1, S or 1) and vectors (B, vector_dim)."""
         embedded = self.time(level.flatten()).unflatten(0, level.shape)  # (B, F or 1, S or 1, C)
         if vector is not None:
             embedded = embedded + vector[:, None, None].to(embedded)
@@ -381,7 +385,7 @@ class VideoDiT(nn.Module):
         return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
     def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Layout]) -> _Layout:
-        """Layout, which depends on sizes only, on the tokens' device: computed on first use and then reused."""
+        """Return a layout, which depends only on sizes, on the tokens' device; it is computed once and reused."""
         if key not in self._laid:
             if len(self._laid) >= MAX_LAYOUTS:
                 self._laid.clear()
@@ -416,7 +420,7 @@ class VideoDiT(nn.Module):
         return [kinds[number % 2] for number in range(config.depth)]
 
     def _initialise(self) -> None:
-        """As DiT: Xavier's uniform weights, no biases, and zeros for all that gates and for the last layer."""
+        """Initialise as in DiT: Xavier's uniform weights, no biases, and zeros for all gates and the last layer."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""ViT: an image as a sequence of patches, read by a transformer encoder.
+"""ViT: a transformer encoder over the patches of an image.
 
     x -> patches -> [class] + tokens + positions -> blocks -> norm -> pooled -> head
 
@@ -43,17 +43,18 @@ class ViTConfig:
         patch: Side of the squares that become tokens.
         depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        pool: `class` reads its own token, `mean` averages those of the image.
-        head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
-        stem: Conversion of a square to a token. `patches`: by one linear map; `convolutions`: by normalised
-            3 x 3 ones, one for each halving of its side and one before, which learns sooner (Xiao et al. 2021,
+        pool: Pooling: `class` uses the class token, `mean` averages the tokens of the image.
+        head: Head: `hidden` has a tanh layer before the logits, as in pre-training; `linear` has none, as in
+            fine-tuning.
+        stem: Conversion of a square to a token. `patches`: by one linear map. `convolutions`: by normalised 3 x 3
+            convolutions, one for each halving of its side and one before, which trains faster (Xiao et al. 2021,
             arXiv:2106.14881).
-        begin: The learned positions at the start: `small` random ones as published, or the waves of `sin-cos`.
-        norm_eps: 1e-6 as published, 1e-12 in transformers' files.
+        begin: Initial values of the learned positions: `small` random ones as published, or the sinusoids of `sin-cos`.
+        norm_eps: Epsilon of the normalisations; 1e-6 as published, 1e-12 in transformers' files.
         dropout: Dropout probability after the positions and in blocks, in training.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     channels: Annotated[int, Ge(1)]
@@ -85,15 +86,15 @@ class ViTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along a side of the images that the positions are learned for."""
+        """Number of patches along a side of the images that the positions are learned for."""
         return self.size // self.patch
 
 
 def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 0, head: Head = "linear") -> ViTConfig:
-    """The published configuration `vit-b-16`, `vit-h-14` and so on; any whole number may be the patch.
+    """Published configuration of names such as `vit-b-16` and `vit-h-14`; any whole number may be the patch.
 
     Raises:
-        RecipeError: No such name; the nearest is named.
+        RecipeError: The name is unknown; the message names the nearest.
     """
     names = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
     kind, _, rest = name.partition("-")
@@ -105,7 +106,7 @@ def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 
 
 
 class ViT(nn.Module):
-    """Reads images (B, channels, H, W): features and logits."""
+    """Vision transformer from images (B, channels, H, W) to features and logits."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -121,10 +122,10 @@ class ViT(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> ClassifierOutput:
-        """Features (B, width), which are what the logits are made of, and logits (B, classes).
+        """Return the features (B, width), which are the input of the head, and the logits (B, classes).
 
         Raises:
-            ShapeError: Another number of channels, or a side that is not a multiple of the patch.
+            ShapeError: The number of channels is wrong, or a side is not a multiple of the patch.
         """
         tokens = self.tokens(x)  # (B, N, width)
         features = tokens[:, 0] if self.first is not None else tokens.mean(1)  # (B, width)
@@ -134,12 +135,12 @@ class ViT(nn.Module):
         return ClassifierOutput(features, logits)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Every token after the last normalisation, (B, N, width); the class token, if there is one, first.
+        """Tokens (B, N, width) after the last normalisation; the class token, if there is one, is first.
 
-        Images of another size than the positions were learned for get them interpolated.
+        Positions are interpolated for images of another size than they were learned for.
 
         Raises:
-            ShapeError: As in `forward`.
+            ShapeError: The number of channels is wrong, or a side is not a multiple of the patch.
         """
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads (B, {self.config.channels}, H, W)")
@@ -154,9 +155,9 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def scale_features(self, spread: float) -> None:
-        """Divides the features by `spread` and makes up for it in the logits.
+        """Divide the features by `spread`, and scale the head so that the logits stay the same.
 
-        Behind a hidden layer features have a range of their own, and nothing is done.
+        With a hidden layer nothing is done, because the features are in the range of its tanh.
         """
         if self.pooled is None and self.head is not None:
             norm = cast(nn.LayerNorm, self.encoder.norm)
@@ -165,7 +166,7 @@ class ViT(nn.Module):
             self.head.weight.mul_(spread)
 
     def _initialise(self) -> None:
-        """As published: Xavier's uniform weights, no biases, small positions, logits that begin at 0."""
+        """Initialise as published: Xavier's uniform weights, no biases, small positions, and zeros for the head."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -203,12 +204,12 @@ class StemConfig(Protocol):
 
     @property
     def stem(self) -> Stem:
-        """Kind of the stem, which makes a square a token."""
+        """Kind of the stem, which converts squares to tokens."""
         ...
 
 
 def check_stem(config: StemConfig) -> None:
-    """Raises RecipeError for a stem that cannot be built."""
+    """Raise RecipeError for a stem that cannot be built."""
     if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
         raise RecipeError(f"patch {config.patch}: convolutions halve the image; a power of 2 such as 4, or patches")
     if config.stem == "convolutions" and config.hidden_size < config.patch:
@@ -218,7 +219,7 @@ def check_stem(config: StemConfig) -> None:
 
 
 def stem(config: StemConfig) -> nn.Module:
-    """Images (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
+    """Create the module that maps images (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.hidden_size, config.patch, stride=config.patch)
     halvings = config.patch.bit_length() - 1
