@@ -1,1 +1,1 @@
-"""Conditioners: what the user gives, to what a network takes."""
+"""Conditioners: modules that convert what the user gives to the condition of a network."""

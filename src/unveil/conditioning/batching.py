@@ -1,4 +1,4 @@
-"""Conditions from a user's values, which are one for all samples or one for each."""
+"""Conditions from a user's values, with one value for all samples or one for each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unveil.types import Condition, Raw
 def build_conditions(
     conditioners: Mapping[str, Any], values: Raw, count: int | None = None
 ) -> tuple[Condition | None, Condition | None]:
-    """The condition that `values` asks for, and the null condition, each of `count` rows.
+    """Condition encoded from `values`, and the null condition, each of `count` rows; None if there is none.
 
     Args:
-        conditioners: By key.
+        conditioners: Conditioners of the model, by key.
         values, count: Values and number of samples, as in `Model.encode`.
 
     Raises:
-        RecipeError: A key or a value that is not known (names the nearest), or a wrong number of values.
+        RecipeError: A key or a value is unknown (the message names the nearest), or the number of values is wrong.
     """
     for key in values:
         if key not in conditioners:
@@ -48,12 +48,12 @@ def build_conditions(
 
 
 def is_per_sample(value: Any) -> bool:
-    """Return True if a value holds one entry per row, as opposed to one for all."""
+    """Return True if a value contains one entry per row, as opposed to one for all."""
     return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
 def expand_per_sample(key: str, value: Any, count: int) -> Any:
-    """The value with one entry per row."""
+    """Expand a value to one entry per row."""
     if not is_per_sample(value):
         return [value] * count
     if len(value) == 1 and count > 1:
@@ -64,5 +64,5 @@ def expand_per_sample(key: str, value: Any, count: int) -> Any:
 
 
 def keeps_in_uncond(conditioner: nn.Module) -> bool:
-    """Return True if guidance compares with the same value of this condition: it has a usual value, and no "none"."""
+    """Return True if guidance keeps this condition unchanged; such a condition has default values instead of "none"."""
     return bool(getattr(conditioner, "stays", False))

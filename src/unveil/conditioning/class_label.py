@@ -1,4 +1,4 @@
-"""Labels by embedding table: classes, and continuous values through codes."""
+"""Class labels, and continuous values rounded to codes, as rows of an embedding table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil.types import Condition
 
 
 class Label(nn.Module):
-    """One learned row per class, added to the time embedding; with dropout one more row that stands for "none".
+    """One learned row per class, added to the time embedding; with dropout, one more row is used for "none".
 
     Args:
         classes: Number of classes.
@@ -39,10 +39,10 @@ class Label(nn.Module):
         self.table = nn.Embedding(classes + (drop > 0), dim)
 
     def numbers(self, raw: Tensor | Sequence[int | str]) -> Tensor:
-        """The classes of B labels, given by number or name, (B,) int64.
+        """Classes (B,) int64 of B labels, given by number or name.
 
         Raises:
-            RecipeError: A label that is not a class; names the nearest.
+            RecipeError: A label is not a class; the message names the nearest.
         """
         if isinstance(raw, Tensor):
             if raw.is_floating_point() or raw.ndim != 1:
@@ -52,18 +52,18 @@ class Label(nn.Module):
         return raw.long() if isinstance(raw, Tensor) else torch.tensor([self._number(label) for label in raw])
 
     def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
-        """The rows of B labels.
+        """Condition of B labels: the rows of their classes.
 
         Raises:
-            RecipeError: A label that is not a class; names the nearest.
+            RecipeError: A label is not a class; the message names the nearest.
         """
         return Condition(vector=self.table(self.numbers(raw).to(self.table.weight.device)))
 
     def null(self, batch: int) -> Condition:
-        """The row of "none", `batch` times.
+        """Null condition: the row of "none", `batch` times.
 
         Raises:
-            RecipeError: There is none, since nothing was dropped in training.
+            RecipeError: The model has no "none", because labels were never dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null label; set drop, e.g. 0.1")
@@ -87,13 +87,13 @@ class Label(nn.Module):
 
 
 class LabelToken(nn.Module):
-    """One learned token per class, read by cross-attention; with dropout the last class stands for "none".
+    """One learned token per class for cross-attention; with dropout, the last class is used for "none".
 
     Args:
-        classes: Number of classes, that of "none" included: published tables hold it.
-        dim: Width of a token, the network's `context_width`.
+        classes: Number of classes, that of "none" included, as in published tables.
+        dim: Width of a token, the network's `cross_attention_dim`.
         drop: Share of the training samples that get "none" instead, in [0, 1).
-        names: Names of the classes but that of "none", which may then be given instead of numbers.
+        names: Names of the classes except "none", which may then be given instead of numbers.
         key: Key of the item that holds the label.
 
     Source: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752).
@@ -116,11 +116,11 @@ class LabelToken(nn.Module):
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
-        """The tokens (B, 1, dim) of B labels; raises RecipeError for a label that is not a class."""
+        """Condition of B labels: tokens (B, 1, dim); raises RecipeError for a label that is not a class."""
         return _as_token(self.rows.encode(raw))
 
     def null(self, batch: int) -> Condition:
-        """The token of "none", `batch` times; raises RecipeError where there is none."""
+        """Null condition: the token of "none", `batch` times; raises RecipeError if there is none."""
         return _as_token(self.rows.null(batch))
 
 
@@ -130,10 +130,10 @@ def _as_token(condition: Condition) -> Condition:
 
 
 class BinnedValue(nn.Module):
-    """Continuous values in [low, high] through a table of codes: each value takes the row of its code.
+    """Continuous values in [low, high] as rows of a table of evenly spaced codes.
 
     Args:
-        low, high: Ends of the range; the first and the last code.
+        low, high: Ends of the range, which are the first and the last code.
         codes: Number of codes, evenly spaced.
         dim: Width of a row, the network's `vector_dim`.
         drop: Share of the training samples that get "none" instead, in [0, 1).
@@ -170,10 +170,10 @@ class BinnedValue(nn.Module):
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[float | str]) -> Condition:
-        """The rows of B values, numbers or the text of numbers.
+        """Condition of B values, given as numbers or the text of numbers: the rows of their codes.
 
         Raises:
-            RecipeError: No number, a value outside the range, or, with exact look-up, one that is not a code.
+            RecipeError: A value is not a number, is outside the range, or, with exact look-up, is not a code.
         """
         try:
             values = torch.tensor([float(number) for number in raw], dtype=torch.float64)
@@ -190,7 +190,7 @@ class BinnedValue(nn.Module):
         return self.rows.encode(numbers.long())
 
     def null(self, batch: int) -> Condition:
-        """The row of "none", `batch` times; raises RecipeError where there is none."""
+        """Null condition: the row of "none", `batch` times; raises RecipeError if there is none."""
         return self.rows.null(batch)
 
     def _refuse(self, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Byte-pair encoding of text as CLIP published it: cleaning, words, merges.
+"""Byte-pair encoding of text as published with CLIP: cleaning, splitting into words, merging.
 
 Source: Sennrich et al. 2016, section 3.2 (arXiv:1508.07909) for the merges; Radford et al. 2021, section 2.4
 (arXiv:2103.00020) for their use on lower-cased text. Facts (order of the vocabulary, what counts as a word, the
@@ -31,12 +31,12 @@ _BYTES = {sign: byte for byte, sign in _SIGNS.items()}
 
 
 class BPETokenizer:
-    """A vocabulary of pieces of words that any text can be written in.
+    """Tokenizer whose vocabulary of pieces of words can encode any text.
 
-    The numbers: 256 signs of bytes, the same as ends of words, a piece for each merge, and the two special tokens.
+    Numbers are in this order: 256 bytes, the same as ends of words, a piece for each merge, and the two special tokens.
 
     Args:
-        merges: Pairs of pieces that are put together, those of the lowest rank first.
+        merges: Pairs of pieces that are merged, lowest rank first.
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
@@ -53,18 +53,18 @@ class BPETokenizer:
 
     @property
     def begin(self) -> int:
-        """The number of the token that a row begins with."""
+        """Number of the token at the start of a row."""
         return len(self) - 2
 
     @property
     def end(self) -> int:
-        """The number of the token that a text ends with."""
+        """Number of the token at the end of a text."""
         return len(self) - 1
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text's tokens; neither begin nor end is added.
+        """Numbers of a text's tokens; neither begin nor end is added.
 
-        A special token written out in the text is that token, as published.
+        A special token written out in the text is encoded as that token, as published.
 
         Raises:
             RecipeError: The package ftfy is not installed.
@@ -72,10 +72,10 @@ class BPETokenizer:
         return [number for word in split_words(clean_text(text)) for number in self._of_word(word)]
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of tokens, a space behind every word.
+        """Text of tokens, with a space after every word.
 
         Raises:
-            ShapeError: A number that is not a token's.
+            ShapeError: A number is not in the vocabulary.
         """
         for number in numbers:
             if not 0 <= number < len(self):
@@ -85,7 +85,7 @@ class BPETokenizer:
         return bytes(_BYTES[sign] for sign in signs).decode(errors="replace").replace(ENDS, " ")
 
     def _merged(self, word: str) -> tuple[int, ...]:
-        """The numbers of one word's pieces, after all merges that apply."""
+        """Numbers of one word's pieces, after all merges that apply."""
         if word in (BEGIN, END):
             return (self._numbers[word],)
         pieces = [_SIGNS[byte] for byte in word.encode()]
@@ -104,24 +104,24 @@ class BPETokenizer:
         return tuple(self._numbers[piece] for piece in pieces)
 
     def _rank(self, first: str, second: str) -> int:
-        """Rank of the merge of two pieces; that of no merge is behind all others."""
+        """Rank of the merge of two pieces; pairs without a merge have a rank after all others."""
         return self._ranks.get((first, second), len(self.merges))
 
 
 @cache
 def clip_tokenizer() -> BPETokenizer:
-    """CLIP's vocabulary of 49,408 tokens, which comes with the package."""
+    """CLIP's tokenizer with its vocabulary of 49,408 tokens, which is part of the package."""
     return BPETokenizer(clip_merges())
 
 
 def clip_merges() -> list[tuple[str, str]]:
-    """Its 48,894 merges, those of the lowest rank first."""
+    """CLIP's 48,894 merges, lowest rank first."""
     packed = resources.files("unveil").joinpath(MERGES).read_bytes()
     return [(first, second) for first, second in map(str.split, gzip.decompress(packed).decode().splitlines())]
 
 
 def clean_text(text: str) -> str:
-    """Text as CLIP reads it: wrong encodings put right, HTML resolved twice, single spaces, lower case.
+    """Clean a text as CLIP does: repaired encoding, HTML entities resolved twice, single spaces, lower case.
 
     Raises:
         RecipeError: The package ftfy is not installed.
@@ -131,7 +131,7 @@ def clean_text(text: str) -> str:
 
 
 def split_words(text: str) -> Iterator[str]:
-    """The words of a text: runs of letters, single digits, runs of other signs, and English endings such as 's."""
+    """Words of a text: runs of letters, single digits, runs of other signs, and English endings such as 's."""
     start = 0
     while start < len(text):
         whole = _WHOLE.match(text, start)

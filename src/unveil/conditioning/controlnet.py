@@ -1,4 +1,4 @@
-"""ControlNets of a U-Net: any number at once, each with its weight, its part of the run and its control image.
+"""ControlNets of a U-Net: any number at once, each with a weight, a range of the sampling run and a control image.
 
 Sources: Zhang et al. 2023 (arXiv:2302.05543), section 3; guess mode: github.com/lllyasviel/ControlNet.
 """
@@ -40,19 +40,19 @@ SHARED_SETTINGS = {
 
 @dataclass(frozen=True)
 class AttachedControlNet:
-    """One ControlNet and how it takes part.
+    """One ControlNet, with the range and the weight of its residuals.
 
     Args:
-        key: Key of the image that it reads, in the values of a sample.
+        key: Key of its control image, in the values of a sample.
         network: The ControlNet.
-        weight: Weight of its residuals; one number, or one for each, the middle's last.
-        start, stop: The part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
-            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on a
-            grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
-        blocks: Blocks to which its residuals are added.
+        weight: Weight of its residuals: one number, or one for each, the middle's last.
+        start, stop: Range of the sampling run in which it acts, as shares of the process's time: 0 is pure noise, 1 the
+            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and schedule; for
+            a schedule uniform in t it is the share of the steps. `stop` itself is excluded, unless it is 1.
+        blocks: Blocks to which its residuals are added: all, or only the middle.
 
     Raises:
-        RecipeError: A range that is none, or an unknown place.
+        RecipeError: Not 0 <= start <= stop <= 1, or `blocks` is unknown.
     """
 
     key: str
@@ -71,14 +71,14 @@ class AttachedControlNet:
             raise RecipeError(f"place = {self.blocks!r}: must be all or middle{did_you_mean(self.blocks, PLACES)}")
 
     def weights(self, count: int, mode: ControlMode) -> Sequence[float]:
-        """Weight of each of its `count` residuals."""
+        """Weights of its `count` residuals."""
         weights = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
         if len(weights) != count:
             raise RecipeError(f"{self.key}: {len(weights)} weights for {count} residuals; give one, or one for each")
         return [w * GUESS_DECAY ** (count - 1 - i) for i, w in enumerate(weights)] if mode == "guess" else weights
 
     def share(self, level: NoiseLevel, rows: int) -> float | Tensor:
-        """1 where it works, else 0: a number, or (rows, 1, 1, 1) where samples differ in their level."""
+        """Factor of the residuals, 1 in the range, else 0: a number, or (rows, 1, 1, 1) for a level per sample."""
         time = level.t
         if not time.ndim:
             progress = 1 - time.item()
@@ -90,10 +90,10 @@ class AttachedControlNet:
 
 
 class MultiControlNet(nn.Module):
-    """All ControlNets of a model; each reads its own channels of `condition.control_image`, in their order.
+    """All ControlNets of a model; each uses its own channels of `condition.control_image`, in their order.
 
     Raises:
-        RecipeError: No control, two of one key, or an unknown mode.
+        RecipeError: No ControlNet is given, two have the same key, or the mode is unknown.
     """
 
     def __init__(self, controls: Sequence[AttachedControlNet], mode: ControlMode = "balanced") -> None:
@@ -110,25 +110,25 @@ class MultiControlNet(nn.Module):
 
     @property
     def conditioners(self) -> dict[str, ControlImageCondition]:
-        """Conditioner of each control's image."""
+        """Conditioner of each control image, by key."""
         return {
             control.key: ControlImageCondition(control.network.hint_channels, key=control.key)
             for control in self.controls
         }
 
     def null_condition(self, null: Condition) -> Condition:
-        """Null condition of guidance: the same control image, but none in guess mode."""
+        """Null condition of guidance: with the same control image, or without one in guess mode."""
         return replace(null, control_image=None) if self.mode == "guess" else null
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, level: NoiseLevel | None = None) -> Condition:
-        """The condition that the U-Net is given: residuals in the place of the hint.
+        """Condition of the U-Net, in which residuals replace the control image.
 
         Args:
             x, t: Noisy samples and time inputs of the U-Net.
-            level: Noise level that t stands for; None: every ControlNet acts, whatever its part of the run.
+            level: Noise level of t; None: every ControlNet acts, whatever its range.
 
         Raises:
-            ShapeError: A control image that does not fit.
+            ShapeError: The control image does not fit.
         """
         shares = [1.0 if level is None else control.share(level, len(x)) for control in self.controls]
         used = replace(condition, control_image=None)
@@ -147,7 +147,7 @@ class MultiControlNet(nn.Module):
 
     @contextmanager
     def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from hints and texts alone is computed once; see `UNetEncoder.precompute`."""
+        """Context in which values of control images and texts are computed once; see `UNetEncoder.precompute`."""
         before, self._features = self._features, Memo()
         with ExitStack() as inside:
             for control in self.controls:
@@ -173,19 +173,19 @@ class MultiControlNet(nn.Module):
 
 
 class ControlledUNet(nn.Module):
-    """A U-Net under controls, at every level, as one network: (x, t, condition with a hint) to the U-Net's result."""
+    """U-Net with its ControlNets as one network, at every level: (x, t, condition) to the U-Net's output."""
 
     def __init__(self, network: nn.Module, controls: MultiControlNet) -> None:
         super().__init__()
         self.network, self.controls = network, controls
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The arguments are the U-Net's."""
+        """Output of the U-Net for x, t and a condition with a control image."""
         return self.network(x, t, self.controls(x, t, condition))
 
 
 def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> Denoiser:
-    """The denoiser whose network is under the controls, which is what trains; itself where there are none."""
+    """Denoiser of the U-Net with its ControlNets, for training; the given denoiser if there are none."""
     if controls is None:
         return denoiser
     under, learns = ControlledUNet(denoiser.network, controls), denoiser.learns_variance
@@ -193,15 +193,15 @@ def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> De
 
 
 def check_compatible(control: AttachedControlNet, network: nn.Module, factor: int | None) -> None:
-    """Return True if a control is for this network.
+    """Check that a ControlNet fits a network.
 
     Args:
-        network: Network that its residuals are added in.
-        factor: Number of times larger than x images are; None: not known.
+        network: Network to which its residuals are added.
+        factor: Factor by which images are larger than x; None: unknown.
 
     Raises:
-        WeightsError: Another network than a U-Net, or another U-Net than the control was copied from; what differs is
-            named with both values.
+        WeightsError: The network is not a U-Net, or not the one that the ControlNet was copied from; the message names
+            the differences with both values.
     """
     if not isinstance(network, UNetEncoder):
         raise WeightsError(
@@ -234,13 +234,13 @@ def replace_controlnets(
     controls: Sequence[AttachedControlNet],
     mode: ControlMode,
 ) -> MultiControlNet | None:
-    """Takes some controls' readers of images from a model's conditioners, and puts those of others there.
+    """Replace the conditioners of a model's control images by those of other ControlNets.
 
     Returns:
-        the others; None where there are none.
+        New ControlNets; None if there are none.
 
     Raises:
-        RecipeError: A key that another condition has, or two controls of one key; nothing is changed then.
+        RecipeError: A key belongs to another condition, or two ControlNets have the same key; nothing is changed then.
     """
     old = set() if before is None else {control.key for control in before.controls}
     for control in controls:
@@ -271,7 +271,7 @@ def _weighted(
 
 
 def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
-    """Sum of both, from the middle's backwards; either may hold only the middle's."""
+    """Sum of two lists of residuals, aligned at the middle's, which is last; either may contain only the middle's."""
     long, short = (first, second) if len(first) >= len(second) else (second, first)
     start = len(long) - len(short)
     return [*long[:start], *(a + b for a, b in zip(long[start:], short, strict=True))]

@@ -1,4 +1,4 @@
-"""Images as a condition: concatenated to x by the network, or read by a ControlNet."""
+"""Images as a condition: concatenated to x in the network, or as the control image of a ControlNet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from unveil.types import Condition
 
 
 class ConcatCondition(nn.Module):
-    """An image, unchanged except for its range, as channels beside x; "none" is zeros, mid-grey.
+    """An image, unchanged except for its range, as channels concatenated to x; "none" is zeros, mid-grey.
 
     Args:
         channels: Number of channels of the image.
         drop: Share of the training samples that get "none" instead, in [0, 1).
-        size: Height and width of "none"; (1, 1) stands for any size.
+        size: Height and width of "none"; (1, 1) is expanded to any size.
         key: Key of the item that holds the image.
     """
 
@@ -33,20 +33,20 @@ class ConcatCondition(nn.Module):
         self.register_buffer("none", torch.zeros(1, channels, *size))
 
     def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
-        """(B, C, H, W) images, uint8 or already in [-1, 1], or B images of one size.
+        """Condition of images (B, C, H, W), uint8 or in [-1, 1], or of a list of B images of one size.
 
         Raises:
-            ShapeError: Another number of channels or axes, or integers other than uint8.
+            ShapeError: The number of channels or axes is wrong, or the images are integers other than uint8.
         """
         return Condition(concat=_images(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
-        """Zeros."""
+        """Null condition: zeros."""
         return Condition(concat=self.none.expand(batch, -1, -1, -1))
 
 
 class ControlImageCondition(nn.Module):
-    """The image that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
+    """The control image of a ControlNet, in [0, 1] as for published ones; "none" is black.
 
     Both sides of guidance have the same control image, so guidance does not move away from it.
 
@@ -67,19 +67,19 @@ class ControlImageCondition(nn.Module):
         self.register_buffer("none", torch.zeros(1, channels, 1, 1), persistent=False)
 
     def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
-        """(B, C, H, W) images, uint8 or already in [-1, 1] as everywhere, or B images of one size.
+        """Condition of images (B, C, H, W), uint8 or in [-1, 1] as everywhere, or of a list of B images of one size.
 
         Raises:
-            ShapeError: Another number of channels or axes, or integers other than uint8.
+            ShapeError: The number of channels or axes is wrong, or the images are integers other than uint8.
         """
         images = _images(raw, self.channels, self.key).to(self.none.device)
         return Condition(control_image=(images + 1) / 2)
 
     def null(self, batch: int) -> Condition:
-        """Black, one pixel for images of any size.
+        """Null condition: one black pixel, which is expanded to any size.
 
         Raises:
-            RecipeError: Hints were never dropped in training, so the model has no "none".
+            RecipeError: The model has no "none", because control images were never dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: missing; give an image for this control, or take the control away")
@@ -87,7 +87,7 @@ class ControlImageCondition(nn.Module):
 
 
 def _images(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], of those or of uint8."""
+    """Images (B, C, H, W) in [-1, 1] from such images or from uint8 ones."""
     images = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
     if images.ndim != 4 or images.shape[1] != channels:
         raise ShapeError(f"{key} {tuple(images.shape)}: must be (B, {channels}, H, W)")

@@ -1,4 +1,4 @@
-"""Layouts: objects, each with its class and its box, as tokens that cross-attention reads.
+"""Layouts as a condition: objects, each with a class and a box, as tokens for cross-attention.
 
 Sources: layouts as tokens: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); a token from the class and the sines
 and cosines of its box: Li et al. 2023, section 3.2 (arXiv:2301.07093). Deviation: the class is a row of a table.
@@ -22,21 +22,21 @@ FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the image
 
 
 class BoxTokens(nn.Module):
-    """A learned token that begins every layout, then one for each object; places without an object are masked.
+    """Tokens of layouts: a learned token first, then one for each object; unused places are masked.
 
-    A layout without objects is the first token alone, and that is also what stands for "none".
+    A layout without objects is only the first token, which also represents "none".
 
     Args:
         classes: Number of classes.
-        dim: Width of a token, the network's `context_width`.
-        most: Objects of a layout at most.
+        dim: Width of a token, the network's `cross_attention_dim`.
+        most: Maximum number of objects of a layout.
         drop: Share of the training samples that get "none" instead, in [0, 1).
         names: Names of the classes, which may then be given instead of numbers.
         key: Key of the item that holds the layout, rows (N, 5) of class, centre x, centre y, width and height, the last
             four in [0, 1].
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class BoxTokens(nn.Module):
         self.first = nn.Parameter(torch.randn(dim))
 
     def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
-        """The tokens (B, 1 + most, dim) and their mask of B layouts.
+        """Condition of B layouts: tokens (B, 1 + most, dim), and their mask.
 
         Args:
-            raw: The rows (N, 5) of each layout, as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as
-                text such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
+            raw: Rows (N, 5) of each layout, as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as text
+                such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
 
         Raises:
-            RecipeError: An unknown class, too many objects, or numbers outside of the image.
-            ShapeError: Rows of another length.
+            RecipeError: A class is unknown, there are too many objects, or a number is outside the image.
+            ShapeError: A row does not have five values.
         """
         device = self.first.device
         rows = [self._rows(boxes) for boxes in raw]
@@ -81,17 +81,17 @@ class BoxTokens(nn.Module):
         return Condition(tokens=torch.cat([first, self.enter(embedded)], dim=1), mask=mask.to(device))
 
     def null(self, batch: int) -> Condition:
-        """The layout without objects, `batch` times.
+        """Null condition: the layout without objects, `batch` times.
 
         Raises:
-            RecipeError: There is none, since nothing was dropped in training.
+            RecipeError: The model has no "none", because layouts were never dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null layout; set drop, e.g. 0.1")
         return self.encode([torch.zeros(0, COLUMNS)] * batch)
 
     def _rows(self, boxes: Any) -> Tensor:
-        """One layout as float32 (N, 5), its classes as numbers."""
+        """Rows of one layout, float32 (N, 5), with classes as numbers."""
         if isinstance(boxes, str):
             boxes = [part.split() for part in boxes.split(";") if part.strip()]
         rows = list(boxes)

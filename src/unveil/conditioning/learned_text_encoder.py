@@ -1,4 +1,4 @@
-"""Text as a condition, by a small encoder that is trained with the network, over the words of the training texts."""
+"""Text as a condition, with a small encoder of the words of the training texts that is trained with the network."""
 
 from __future__ import annotations
 
@@ -31,13 +31,12 @@ class LearnedTextEncoderConfig:
     """Configuration of the encoder.
 
     Attributes:
-        vocab_size: Maximum number of words, the most frequent ones; four of them are taken for begin, end and
-            such.
-        max_length: Words of a prompt that are read; the rest is left out with a warning.
+        vocab_size: Maximum number of words, the most frequent ones, including four special ones such as begin and end.
+        max_length: Maximum number of words of a prompt; further words are dropped with a warning.
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
 
     Raises:
-        RecipeError: Numbers that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     vocab_size: int = 1000
@@ -57,26 +56,25 @@ class LearnedTextEncoderConfig:
 
     @property
     def frame(self) -> TokenLayout:
-        """Layout of a prompt's words."""
+        """Layout of a prompt's tokens."""
         return TokenLayout(self.max_length + 2, 1, BEGIN, END, PADDING)
 
 
 class LearnedTextEncoder(nn.Module):
-    """Prompts as tokens that attention reads: a vector for each word, and a transformer in which they see each other.
+    """Prompts as tokens for cross-attention: an embedding of each word, and a transformer over them.
 
-    A word is a run of letters or digits, whatever its case; each Chinese character is one too, see
-    `nn.tokenizer`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
-    for "none".
+    A word is a run of letters or digits, whatever its case; each Chinese character is one too, see `nn.tokenizer`. A
+    prompt without words consists only of the begin and end tokens, and also represents "none".
 
     Args:
         config: Configuration of the encoder.
-        dim: Width of the tokens that the network reads.
+        dim: Width of the output tokens.
         drop: Share of the training samples that get "none" instead, in [0, 1).
         key: Key of the item that holds the text.
-        vector_dim: Width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
+        vector_dim: Width of an additional vector of the whole prompt, from the mean of its tokens; None: no vector.
 
     Raises:
-        RecipeError: Another share.
+        RecipeError: `drop` is outside [0, 1).
 
     Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
         Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole beside the tokens: Podell et al. 2023, section 2.1
@@ -106,10 +104,10 @@ class LearnedTextEncoder(nn.Module):
         self._warned = False
 
     def build_vocabulary(self, texts: Iterable[str]) -> None:
-        """Add the vocabulary of the training texts to the words that it has.
+        """Build the vocabulary from the training texts, after the words that it already contains.
 
         Raises:
-            RecipeError: Texts without a word.
+            RecipeError: The texts contain no word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
         vocabulary = Vocabulary.build(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
@@ -118,14 +116,14 @@ class LearnedTextEncoder(nn.Module):
         self.vocabulary = vocabulary
 
     def files(self) -> dict[str, str]:
-        """Files that a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs besides the weights, by the end of the file's name."""
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
     def restore_files(self, files: dict[str, str]) -> None:
         """Restore the contents of `files`.
 
         Raises:
-            WeightsError: Not a vocabulary, or one of more words than the table has rows.
+            WeightsError: The file is not a vocabulary, or has more words than the table has rows.
         """
         if FILE not in files:
             return
@@ -140,12 +138,14 @@ class LearnedTextEncoder(nn.Module):
         self.vocabulary = vocabulary
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """Return tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warn of words unread.
+        """Condition of B prompts: tokens (B, max_length + 2, dim), their mask, and optionally a vector of each.
+
+        Unknown words and words beyond `max_length` are dropped with a warning.
 
         In training only the first such text gives a warning.
 
         Raises:
-            RecipeError: Not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
+            RecipeError: The value is not a list of texts, there is no vocabulary, or all words of a prompt are unknown.
         """
         laid = [self._laid_out(text) for text in texts_of(self.key, raw)]
         device = self.leave.weight.device
@@ -162,23 +162,23 @@ class LearnedTextEncoder(nn.Module):
         """Return True if the vocabulary has a word of a text, or the text has no word.
 
         Raises:
-            RecipeError: No vocabulary yet.
+            RecipeError: The encoder has no vocabulary yet.
         """
         split, unknown = self._split(text)
         return not split or len(unknown) < len(split)
 
     def null(self, batch: int) -> Condition:
-        """The prompt without words, `batch` times.
+        """Null condition: the prompt without words, `batch` times.
 
         Raises:
-            RecipeError: There is none, since nothing was dropped in training.
+            RecipeError: The model has no "none", because prompts were never dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null prompt; set drop, e.g. 0.1")
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def _laid_out(self, text: str) -> TokenizedPrompt:
-        """A prompt's known words as a row of numbers."""
+        """Known words of a prompt as a row of numbers."""
         split, unknown = self._split(text)
         vocabulary = self.vocabulary
         assert vocabulary is not None
@@ -205,7 +205,7 @@ class LearnedTextEncoder(nn.Module):
         return laid
 
     def _split(self, text: str) -> tuple[list[str], list[str]]:
-        """The words of a text, and those of them that are not known."""
+        """Words of a text, and the unknown ones of them."""
         if self.vocabulary is None:
             raise RecipeError(f"{self.key}: this encoder has no vocabulary yet; train the model, or load a saved one")
         split = self.vocabulary.split(text)
@@ -218,5 +218,5 @@ class LearnedTextEncoder(nn.Module):
 
 
 def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
-    """The nearest known word of each that has one."""
+    """Suggestions of the nearest known words, for a message."""
     return "".join(dict.fromkeys(did_you_mean(word, vocabulary.tokens) for word in unknown))

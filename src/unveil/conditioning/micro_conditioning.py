@@ -1,4 +1,4 @@
-"""Scalar conditions besides the text: the size of an image, the scale of distilled guidance."""
+"""Scalar conditions besides the text: the size of an image, the guidance scale of distilled models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unveil.types import Condition
 
 
 class ScalarCondition(nn.Module):
-    """Some numbers at the end of a network's vector, by default those that it was trained with most.
+    """Numbers at the end of a network's vector; the defaults are the most frequent values of its training.
 
-    Guidance compares two conditions with the same numbers: they have no "none".
+    Guidance compares two conditions with the same numbers, so there is no "none".
 
     Args:
         defaults: Numbers that are used if none are given.
-        offset: Number of values before them in the vector, which is left zero for other conditions to fill.
-        key: Key of the item that holds them.
+        offset: Number of values before them in the vector; they are zero, and other conditions fill them.
+        key: Key of the item that contains them.
     """
 
     drop = 0.0
@@ -34,23 +34,23 @@ class ScalarCondition(nn.Module):
         self.register_buffer("defaults", torch.tensor([float(value) for value in defaults]), persistent=False)
 
     def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
-        """The numbers of B samples, each a number, a list of them, or text; (B, before + numbers) with zeros before.
+        """Condition of B samples, each a number, a list of numbers, or text: (B, offset + numbers), with zeros first.
 
         Raises:
-            RecipeError: Another number of numbers, or something else.
+            RecipeError: A value is not numeric, or has the wrong number of numbers.
         """
         rows = torch.tensor([self.numbers(value) for value in raw], device=self.defaults.device)
         return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.offset), rows], dim=1))
 
     def null(self, batch: int) -> Condition:
-        """The usual ones, `batch` times."""
+        """Condition of the default numbers, `batch` times."""
         return self.encode([self.defaults.tolist()] * batch)
 
     def numbers(self, value: Any) -> list[float]:
-        """The numbers of one sample.
+        """Numbers of one sample.
 
         Raises:
-            RecipeError: See `encode`.
+            RecipeError: The value is not numeric, or has the wrong number of numbers.
         """
         several: list[Any] = list(value) if isinstance(value, Sequence | Tensor) else [value]
         if isinstance(value, str):
@@ -69,14 +69,14 @@ class ScalarCondition(nn.Module):
 
 
 class SizeCondition(ScalarCondition):
-    """Sizes that SDXL is conditioned on: an image's size before it was scaled, where it was cut, its size now.
+    """Sizes that SDXL is conditioned on: an image's original size, its crop offset, and its present size.
 
-    Six numbers: height and width of the original, top and left of the cut, height and width of the image. Two are
-    the original's size, four that and the cut; the rest is as usual. As text, width first as sizes are written:
-    "1024x768", or with left and top of the cut "1024x768+128+0".
+    There are six numbers: height and width of the original, top and left of the crop, height and width of the image.
+    Two numbers are the original's size, four also the crop; the rest are the defaults. In text the width comes first:
+    "1024x768", or with left and top of the crop "1024x768+128+0".
 
     Args:
-        shape: Shape of the images, (C, H, W): what is usual is an original of that size, not cut.
+        shape: Shape of the images, (C, H, W); by default the original has this size and is not cropped.
         offset: Offset, as in `ScalarCondition`.
         key: Key, as in `ScalarCondition`.
 
@@ -88,11 +88,11 @@ class SizeCondition(ScalarCondition):
         super().__init__((height, width, 0, 0, height, width), offset, key=key)
 
     def resized(self, shape: Sequence[int]) -> SizeCondition:
-        """The same for images of another shape."""
+        """Return the condition for images of another shape."""
         return SizeCondition(shape, self.offset, key=self.key).to(self.defaults.device)
 
     def numbers(self, value: Any) -> list[float]:
-        """See `ScalarCondition`; two or four are completed."""
+        """Numbers of one sample, as in `ScalarCondition`; two or four are completed."""
         several = re.findall(r"\d+", value) if isinstance(value, str) else value
         if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]

@@ -1,4 +1,4 @@
-"""Prompts as long rows of tokens, of a text encoder that is not trained, or as they were written down beforehand."""
+"""Prompts as token sequences of one length, from a frozen text encoder or precomputed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Padding = Literal["text", "zeros", "hidden"]
 
 
 class LongPromptEncoder(nn.Module):
-    """Prompts as tokens of one length.
+    """Prompts as tokens of one length, from a frozen text encoder.
 
     Args:
-        text: The encoder, which gives tokens.
-        padding: Tokens after the end of a prompt.
+        text: Text encoder, whose output are tokens.
+        padding: Treatment of the tokens after the end of a prompt.
         precision: Precision of the encoder's products. Its output is float32.
         cleaned: Function that cleans a prompt before it is read; None: prompts are read unchanged.
         key: Key of the item that holds the text.
@@ -46,10 +46,10 @@ class LongPromptEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, L, D) of B prompts, with a mask (B, L) where padding is hidden.
+        """Condition of B prompts: tokens (B, L, D), with a mask (B, L) if padding is hidden.
 
         Raises:
-            RecipeError: Not a list of texts.
+            RecipeError: The value is not a list of texts.
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
@@ -65,21 +65,21 @@ class LongPromptEncoder(nn.Module):
         return Condition(tokens=tokens[places], mask=used[places] if self.padding == "hidden" else None)
 
     def null(self, batch: int) -> Condition:
-        """The condition of the empty prompt, `batch` times."""
+        """Null condition: the empty prompt, `batch` times."""
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
 class PrecomputedPrompts(nn.Module):
-    """Prompts whose tokens were worked out beforehand, for encoders larger than the rest of the model.
+    """Prompts whose tokens are precomputed, for encoders larger than the rest of the model.
 
     Args:
-        prompts: N of them; the empty one stands for "none".
+        prompts: List of N prompts; the empty one is used for "none".
         condition: Condition of N rows.
         where: Origin of the prompts, for messages.
         key: Key of the item that holds the text.
 
     Raises:
-        RecipeError: Another number of rows.
+        RecipeError: The condition has another number of rows than there are prompts.
     """
 
     drop = 0.1
@@ -95,10 +95,10 @@ class PrecomputedPrompts(nn.Module):
             self.register_buffer(f"of_{name}", value, persistent=False)
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The condition of B prompts.
+        """Condition of B prompts.
 
         Raises:
-            RecipeError: A prompt that was not written down; names the nearest.
+            RecipeError: A prompt is not among the precomputed ones; the message names the nearest.
         """
         texts = texts_of(self.key, raw)
         for text in texts:
@@ -112,12 +112,12 @@ class PrecomputedPrompts(nn.Module):
         return Condition(**{name: value[places.to(value.device)] for name, value in routes.items()})
 
     def null(self, batch: int) -> Condition:
-        """The condition of the empty prompt, `batch` times; errors are `encode`'s."""
+        """Null condition: the empty prompt, `batch` times; raises RecipeError if it is not precomputed."""
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
 def clean_prompt(prompt: str) -> str:
-    """A prompt without broken characters and HTML's signs, its blanks single ones, as Wan's pipelines read it.
+    """Clean a prompt as Wan's pipelines do: repaired encoding, HTML entities resolved twice, single spaces.
 
     Raises:
         RecipeError: The package ftfy is not installed.

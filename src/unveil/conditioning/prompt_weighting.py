@@ -1,4 +1,4 @@
-"""Prompts as rows of tokens: weights of words, limits, and what was left out."""
+"""Prompts as rows of tokens, with weights in brackets and limits of length."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _FACTORS = {"(": STRONGER, "[": 1 / STRONGER}
 
 
 class Tokenizer(Protocol):
-    """Text as numbers, without the special tokens round it."""
+    """Tokenizer of text, without the special tokens around it."""
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text's tokens."""
+        """Numbers of a text's tokens."""
         ...
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Text of tokens."""
         ...
 
 
 class PromptChunk(NamedTuple):
-    """A piece of a prompt and how strongly it counts; 1 is plain."""
+    """Piece of a prompt and its weight; 1 is neutral."""
 
     text: str
     weight: float = 1.0
@@ -41,13 +41,13 @@ class PromptChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt in rows.
+    """Prompt as rows of tokens.
 
     Attributes:
-        numbers: Tokens, `rows` lists of `length`.
-        weights: Weights of the same, 1 for what is not a text.
-        used: The same, False for padding.
-        left_out: Text that did not fit, as its tokens read; its number of tokens is `lost`.
+        numbers: Numbers of the tokens, `rows` lists of `length`.
+        weights: Weight of each token, 1 for special tokens and padding.
+        used: Flag of each token, False for padding.
+        left_out: Text that did not fit, decoded from its tokens; their number is `lost`.
     """
 
     numbers: list[list[int]]
@@ -58,11 +58,11 @@ class TokenizedPrompt:
 
 
 def parse_weights(text: str) -> list[PromptChunk]:
-    r"""The pieces of a prompt with weights in brackets, in the web user interface's writing.
+    r"""Split a prompt into pieces with weights, in the bracket syntax of the web user interface.
 
-    `(word)` counts 1.1 times, `[word]` 1 / 1.1 times, `(word:1.3)` 1.3 times; nested ones multiply. A backslash
-    makes a bracket plain: `\(`. A bracket that is never closed reaches to the end; one that was never opened is
-    text. Neighbours of one weight are one piece, so that a text with weights of 1 alone is the same as without.
+    `(word)` has weight 1.1, `[word]` 1 / 1.1, and `(word:1.3)` 1.3; nested weights multiply. A backslash makes a
+    bracket literal: `\(`. A bracket that is never closed reaches to the end; one that was never opened is text.
+    Neighbouring pieces of equal weight are merged, so that weights of 1 give the same as no weights.
     """
     texts: list[str] = []
     weights: list[float] = []
@@ -88,7 +88,7 @@ def parse_weights(text: str) -> list[PromptChunk]:
 
 
 def chunk_prompt(pieces: Sequence[PromptChunk], tokenizer: Tokenizer, frame: TokenLayout) -> TokenizedPrompt:
-    """The tokens of a prompt in as many rows as `frame` has; the rest is left out and reported."""
+    """Lay out the tokens of a prompt in the rows of `frame`; the rest is left out and reported."""
     tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
     room = frame.room * frame.rows
     rest = [number for number, _ in tokens[room:]]
@@ -109,10 +109,10 @@ def _strengthen(weights: list[float], start: int, factor: float) -> None:
 
 
 def texts_of(key: str, raw: Sequence[object]) -> list[str]:
-    """Values of a key, as texts.
+    """Check that the values of a key are a list of texts, and return it.
 
     Raises:
-        RecipeError: Not a list of texts.
+        RecipeError: The value is not a list of texts.
     """
     each = raw if isinstance(raw, list | tuple) else [None]
     wrong = raw if each is not raw else next((item for item in each if not isinstance(item, str)), "")
@@ -122,5 +122,5 @@ def texts_of(key: str, raw: Sequence[object]) -> list[str]:
 
 
 def truncate_for_message(text: str) -> str:
-    """A text as a message shows it."""
+    """Shorten a text for a message."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

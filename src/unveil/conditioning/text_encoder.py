@@ -33,15 +33,15 @@ NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, a
 
 
 class FileTokenizer:
-    """A tokenizer as a `tokenizer.json` describes it; its special tokens are left to the frame.
+    """Tokenizer from a `tokenizer.json`; special tokens are added by the layout instead.
 
     Args:
-        content: Content of the file.
+        content: Content of the file, as text.
         where: Origin of the file, for messages.
 
     Raises:
         RecipeError: The tokenizers library is not installed.
-        WeightsError: Not such a file.
+        WeightsError: The file is not a tokenizer.
     """
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
@@ -55,26 +55,26 @@ class FileTokenizer:
         self._library.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text's tokens, without special ones."""
+        """Numbers of a text's tokens, without special ones."""
         return list(self._library.encode(text, add_special_tokens=False).ids)
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Text of tokens."""
         return str(self._library.decode(list(numbers)))
 
     def number(self, token: str) -> int | None:
-        """The number of a token as the file writes it; None if the file has none."""
+        """Number of a token as it is written in the file; None if the file has none."""
         return self._library.token_to_id(token)
 
     def merges(self) -> list[tuple[str, str]] | None:
-        """The merges of a byte-pair vocabulary, those of the lowest rank first; None for another kind."""
+        """Merges of a byte-pair vocabulary, lowest rank first; None for another kind."""
         merges = json.loads(self.content)["model"].get("merges")
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges or []]
         return [(first, second) for first, second in pairs] or None
 
 
 class TokenBatch(NamedTuple):
-    """Prompts as a tower takes them: tokens, weights and which are not padding, each (B, rows, L)."""
+    """Prompts as input of an encoder: numbers, weights, and flags that are False for padding, each (B, rows, L)."""
 
     numbers: Tensor
     weights: Tensor
@@ -82,22 +82,23 @@ class TokenBatch(NamedTuple):
 
 
 class TextEncoder(nn.Module):
-    """Prompts, by a text encoder whose weights are not trained.
+    """Prompts as a condition, from a frozen text encoder.
 
     Args:
-        tower: The encoder.
-        tokenizer: Tokenizer of its vocabulary; None: given later, from the folder that the model is loaded from.
+        tower: Text encoder.
+        tokenizer: Tokenizer of its vocabulary; None: restored later from the folder that the model is loaded from.
         drop: Share of the training samples that get `uncond` instead, in [0, 1).
         key: Key of the item that holds the text.
-        output: A vector per token, one for the whole prompt, or both.
-        prompt_weighting: Rule by which brackets give weights to words, see `prompt_weighting.parse_weights`; none: they
-            are text.
-        num_chunks: Rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
-        uncond: Prompt that stands for "none".
+        output: Outputs of the condition: tokens, a vector of the whole prompt, or both.
+        prompt_weighting: Syntax of weights: `brackets`, see `prompt_weighting.parse_weights`; `none`: brackets are
+            text.
+        num_chunks: Number of rows of every prompt; more rows allow longer prompts.
+        uncond: Prompt that is used for "none".
 
-    Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
-    their mean is what it was without weights; where it was zero except for rounding they stay. The rule is that of the
-    web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
+    Weights: the vector of each token is multiplied by its weight, and all vectors of the prompt are then multiplied by
+    one factor that restores their mean. If a mean is zero except for rounding, there is no such factor. The rule is
+    that of the web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt
+    separately.
 
     Source: Rombach et al. 2022, section 3.3 (arXiv:2112.10752).
     """
@@ -138,22 +139,22 @@ class TextEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of a token's vector, which a network's cross-attention has to take."""
+        """Width of a token's vector, which is the `cross_attention_dim` of a network."""
         return self.tower.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """The encoder stays in evaluation mode; in training only the first text that is too long gives a warning."""
+        """Keep the encoder in evaluation mode; in training only the first text that is too long gives a warning."""
         super().train(False)
         self._captions = mode
         return self
 
     def set_cache_size(self, megabytes: int) -> TextEncoder:
-        """Cache the conditions of the last used prompts in this much memory; 0, the default: no cache.
+        """Cache the conditions of the most recent prompts in this much memory; 0, the default: no cache.
 
-        Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
+        Each prompt is then encoded separately, so that its condition does not depend on the other prompts of a batch.
 
         Raises:
-            RecipeError: Less than nothing.
+            RecipeError: The size is negative.
         """
         if megabytes < 0:
             raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
@@ -161,32 +162,32 @@ class TextEncoder(nn.Module):
         return self
 
     def files(self) -> dict[str, str]:
-        """Files that a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs besides the weights, by the end of the file's name."""
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
     def restore_files(self, files: dict[str, str]) -> None:
         """Restore the contents of `files`.
 
         Raises:
-            WeightsError: Not a tokenizer.
+            WeightsError: The file is not a tokenizer.
         """
         if "tokenizer.json" in files:
             self.tokenizer = FileTokenizer(files["tokenizer.json"])
 
     def report(self, prompts: Sequence[str]) -> list[str]:
-        """A line for each prompt that is too long: how many tokens are left out, and which words.
+        """Lines for the prompts that are too long, with the number of tokens that are left out and their text.
 
         Raises:
-            RecipeError: Not a list of texts, or no tokenizer.
+            RecipeError: The value is not a list of texts, or there is no tokenizer.
         """
         layouts = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in layouts.items() if laid.lost]
 
     def tokenize(self, prompts: Sequence[str]) -> TokenBatch:
-        """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
+        """Tokenize B prompts; warn of what does not fit (`PromptTooLong`).
 
         Raises:
-            RecipeError: Not a list of texts, or no tokenizer.
+            RecipeError: The value is not a list of texts, or there is no tokenizer.
         """
         texts = texts_of(self.key, prompts)
         laid = self._tell(texts)
@@ -196,10 +197,10 @@ class TextEncoder(nn.Module):
         return TokenBatch(numbers, weights, used)
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `output` states.
+        """Condition of B prompts: tokens (B, chunks L, D), with a mask for T5, and a vector (B, P); see `output`.
 
         Raises:
-            RecipeError: Not a list of texts, or no tokenizer.
+            RecipeError: The value is not a list of texts, or there is no tokenizer.
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
@@ -218,11 +219,11 @@ class TextEncoder(nn.Module):
         return condition.map(lambda tensor: tensor[places.to(tensor.device)])
 
     def null(self, batch: int) -> Condition:
-        """The condition of `uncond`, `batch` times."""
+        """Null condition: that of `uncond`, `batch` times."""
         return self.encode([self.uncond]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def condition(self, rows: TokenBatch) -> Condition:
-        """The condition of prompts that are tokens already."""
+        """Condition of tokenized prompts."""
         device = next(self.tower.parameters()).device
         numbers, weights, used = (tensor.to(device) for tensor in rows)
         encoded: TextEncoderOutput = self.tower(numbers.flatten(0, 1), used.flatten(0, 1))
@@ -238,19 +239,19 @@ class TextEncoder(nn.Module):
         )
 
     def _where(self) -> tuple[str, str]:
-        """On which device and in which precision products are computed now."""
+        """Device, and precision of products, at present."""
         device = next(self.tower.parameters()).device
         kind = device.type
         lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return str(device), str(lowered)
 
     def _alone(self, key: tuple[str, ...]) -> Condition:
-        """The condition of one prompt, the first of a key."""
+        """Condition of one prompt, the first of a key."""
         with torch.no_grad():
             return self.condition(self.tokenize([key[0]]))
 
     def _tell(self, texts: Sequence[str]) -> list[TokenizedPrompt]:
-        """Texts laid out, after a warning of each that does not fit."""
+        """Lay out texts, and warn of each that does not fit."""
         laid = [self._laid_out(text) for text in texts]
         for text, row in zip(texts, laid, strict=True):
             if row.lost and not (self._captions and self._warned):
@@ -273,10 +274,10 @@ class TextEncoder(nn.Module):
 
 
 class PromptCache:
-    """The most recently used conditions, as many as fit, by a text and whatever else they depend on.
+    """Cache of the most recently used conditions, by a text and all else that they depend on.
 
     Args:
-        room: Bytes.
+        room: Maximum size in bytes.
     """
 
     def __init__(self, room: int) -> None:
@@ -285,11 +286,11 @@ class PromptCache:
         self._conditions: dict[tuple[str, ...], Condition] = {}  # the last used at the end
 
     def __contains__(self, key: tuple[str, ...]) -> bool:
-        """Return True if the condition of a key is there."""
+        """Return True if the cache contains the condition of a key."""
         return key in self._conditions
 
     def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:
-        """The condition of a key, made where it is not there."""
+        """Condition of a key, from the cache or else from `make`."""
         condition = self._conditions.pop(key, None)
         if condition is None:
             condition = make(key)
@@ -302,7 +303,7 @@ class PromptCache:
 
 
 def _together(each: Sequence[Condition]) -> Condition:
-    """The rows of several conditions one after the other."""
+    """Concatenate the rows of several conditions."""
     return Condition(
         vector=_rows([condition.vector for condition in each]),
         tokens=_rows([condition.tokens for condition in each]),
@@ -320,9 +321,9 @@ def _bytes(condition: Condition) -> int:
 
 
 def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
-    """Tokens (B, L, D) times their weights (B, L), scaled back to the mean that each prompt had.
+    """Multiply tokens (B, L, D) by their weights (B, L), scaled so that each prompt keeps its mean.
 
-    Prompts whose weights are all 1 are returned to the bit.
+    Prompts whose weights are all 1 are returned unchanged.
     """
     plain = (weights == 1).all(dim=1)[:, None, None]
     if bool(plain.all()):
@@ -340,15 +341,15 @@ CombineEncoders = Callable[[Sequence[Condition]], Condition]
 
 
 class MultiTextEncoder(nn.Module):
-    """Prompts, by several encoders that are not trained.
+    """Prompts as a condition, from several frozen text encoders.
 
     Args:
-        texts: The encoders.
+        texts: Text encoders.
         combine: Function that combines their outputs.
-        extra_dims: Numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to
+        extra_dims: Number of values at the end of the vector that are zero, for `micro_conditioning.ScalarCondition` to
             fill.
-        zero_uncond: "none" is zeros in place of the encoding of the empty prompt.
-        precisions: Precisions of each encoder's products, None: float32. Their outputs are float32.
+        zero_uncond: True if "none" is zeros instead of the encoding of the empty prompt.
+        precisions: Precision of each encoder's products; None: float32. Their outputs are float32.
         key: Key of the item that holds the text.
     """
 
@@ -372,10 +373,10 @@ class MultiTextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, raw: Sequence[str]) -> Condition:
-        """Tokens (B, L, D) and the vector (B, P + extra_dims) of B prompts.
+        """Condition of B prompts: tokens (B, L, D), and a vector (B, P + extra_dims).
 
         Raises:
-            RecipeError: Not a list of texts.
+            RecipeError: The value is not a list of texts, or no encoder outputs a vector.
         """
         device = next(self.parameters()).device.type
         each: list[Condition] = []
@@ -388,7 +389,7 @@ class MultiTextEncoder(nn.Module):
         return Condition(vector=functional.pad(joined.vector, (0, self.extra_dims)), tokens=joined.tokens)
 
     def null(self, batch: int) -> Condition:
-        """The condition of no prompt, `batch` times."""
+        """Null condition: that of the empty prompt or zeros, `batch` times."""
         state = fingerprint(self), tuple(self.precisions)
         if self._nothing is None or self._nothing[0] != state:
             empty = self.encode([""])
@@ -397,7 +398,7 @@ class MultiTextEncoder(nn.Module):
 
 
 def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
-    """SDXL's rule: tokens next to each other, (B, L, D1 + D2), and the vector of the last encoder.
+    """Combine outputs as in SDXL: tokens concatenated along their width, (B, L, D1 + D2); the last encoder's vector.
 
     Source: Podell et al. 2023, section 2.1 (arXiv:2307.01952).
     """
@@ -406,14 +407,13 @@ def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
 
 
 def sd3_concat(width: int, length: int) -> CombineEncoders:
-    """Stable Diffusion 3's rule: tokens of the first two next to each other, filled up with zeros, then the third's.
+    """Combine outputs as in SD 3: tokens of the first two side by side, padded with zeros, then the third's.
 
-    Where there are but two encoders, the third one's tokens are zeros. The vectors of the first two stand next to
-    each other.
+    Without a third encoder its tokens are zeros. The vectors of the first two are concatenated.
 
     Args:
         width: Width of the network's tokens.
-        length: Tokens of the third encoder.
+        length: Number of tokens of the third encoder.
 
     Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
     """
@@ -429,7 +429,7 @@ def sd3_concat(width: int, length: int) -> CombineEncoders:
 
 
 def flux_concat(conditions: Sequence[Condition]) -> Condition:
-    """FLUX.1's rule: the vector of the first encoder, the tokens of the second.
+    """Combine outputs as in FLUX.1: the vector of the first encoder, the tokens of the second.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """

@@ -21,7 +21,7 @@ OVERLAP = 0.25  # of a tile's side, with its neighbour, by default
 
 
 class Tile(NamedTuple):
-    """A part of an image, in pixels of x."""
+    """Part of an image, in pixels of x."""
 
     top: int
     left: int
@@ -29,14 +29,14 @@ class Tile(NamedTuple):
     width: int
 
     def crop(self, x: Tensor) -> Tensor:
-        """The part of x (..., H, W)."""
+        """Crop the tile from x (..., H, W)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, rows: int, columns: int, whole: tuple[int, int]) -> Tile:
-        """The same part of an image of rows x columns that shows the same as one of size `whole`.
+        """Scale the tile to an image of rows x columns that corresponds to an x of size `whole`.
 
         Raises:
-            ShapeError: Its edges lie between pixels there.
+            ShapeError: The edges of the scaled tile lie between pixels.
         """
         edges: list[int] = []
         for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
@@ -47,16 +47,16 @@ class Tile(NamedTuple):
 
 
 def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
-    """Tiles that cover an image, each overlapping the next by at least this share of its side.
+    """Tiles that cover an image, each overlapping the next by at least the given share of its side.
 
     Args:
         size: Height and width of the image.
-        tile: Size of a tile; where the image is smaller, its side.
-        overlap: Overlap in [0, 1).
-        unit: Places are multiples of it, and so must the sizes be.
+        tile: Size of a tile; limited to the size of the image.
+        overlap: Share of a side that neighbours have in common, in [0, 1).
+        unit: Divisor of all positions and sizes.
 
     Raises:
-        RecipeError: An overlap outside [0, 1), or a size that is not a multiple of the unit.
+        RecipeError: The overlap is outside [0, 1), or a size is not a multiple of the unit.
     """
     if not 0 <= overlap < 1:
         raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
@@ -68,10 +68,10 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVER
 
 
 def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> DenoiseFn:
-    """The step whose x0 is the mean of those of tiles, each weighing less towards its edges.
+    """Denoising function whose x0 is the weighted mean of those of tiles; weights decrease towards a tile's edges.
 
-    Source: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113), with the estimates of x0 in the place of the next x, which
-    for samplers that are linear in both is the same.
+    Source: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113), applied to estimates of x0 instead of the next x; both are
+    the same for samplers that are linear in x and x0.
     """
 
     def joined(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -86,10 +86,10 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
 
 
 def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
-    """The condition of a tile: its images are cropped to the tile, the rest is unchanged.
+    """Condition of a tile: images are cropped to the tile, the rest is unchanged.
 
     Args:
-        whole: Height and width of the x that the condition is for.
+        whole: Height and width of the x that the condition belongs to.
 
     Raises:
         ShapeError: The tile's edges lie between an image's pixels.
@@ -107,10 +107,10 @@ def denoise_in_tiles(
     places: Sequence[Tile],
     whole: tuple[int, int],
 ) -> DenoiseFn:
-    """`multidiffusion` of a model's denoiser, with its condition cropped for every tile.
+    """Apply `multidiffusion` to a model's denoiser, with the condition cropped for every tile.
 
-    Where the condition is the same for all tiles, several share a call of the network: as many as have about the
-    pixels that one image of `MAX_SHARED_SIDE` a side has.
+    If the condition is the same for all tiles, several tiles share a call of the network, up to about the number of
+    pixels of an image of `MAX_SHARED_SIDE` a side.
     """
     images = [
         item for item in (condition, null) if item is not None and (item.concat, item.control_image) != (None, None)
@@ -142,7 +142,7 @@ def _sharing(
     null: Condition | None,
     count: int,
 ) -> DenoiseFn:
-    """The step of that many tiles in one batch."""
+    """Denoising function of `count` tiles in one batch."""
     return guided(*(None if item is None else joined([item] * count) for item in (condition, null)))
 
 
@@ -151,9 +151,9 @@ def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
 
     Args:
         whole: Length of the axis.
-        side: Side of a part; whole - side is a multiple of the unit.
-        stride: Stride, at least the unit, and a multiple of it.
-        unit: Places are multiples of it.
+        side: Length of a part; whole - side is a multiple of the unit.
+        stride: Maximum distance of two starts, a multiple of the unit.
+        unit: Divisor of all starts.
     """
     gaps = -(-(whole - side) // stride)
     return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps > 0 else [0]
@@ -164,7 +164,7 @@ def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
 
 
 def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
-    """Part of images (B, C, h, w) that lies in a tile; one pixel stands for any size."""
+    """Part of images (B, C, h, w) that lies in a tile; one pixel is kept for any size."""
     if images is None or images.shape[-2:] == (1, 1):
         return images
     rows, columns = images.shape[-2:]
@@ -172,14 +172,14 @@ def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor 
 
 
 def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:
-    """Adds a tile's x0 to the sum of all, and its weights to theirs."""
+    """Add a tile's weighted x0 to the sum, and its weights to theirs."""
     weight = _weight(place, total)
     place.crop(total).add_(weight * x0)
     place.crop(weights).add_(weight)
 
 
 def _weight(place: Tile, x: Tensor) -> Tensor:
-    """(height, width): a pyramid, highest in the middle, above 0 at the edges."""
+    """Weights (height, width) of a tile: a pyramid, highest in the middle, above 0 at the edges."""
     sides = (torch.arange(1, n + 1, device=x.device, dtype=x.dtype) for n in (place.height, place.width))
     down, across = (torch.minimum(side, len(side) + 1 - side) for side in sides)
     return down[:, None] * across
@@ -189,11 +189,11 @@ _FINE = 1 << 32  # levels differ by their time in these parts
 
 
 def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
-    """The step of a ring along an axis of x: x is turned by a number of places that differs from level to level.
+    """Denoising function of x that is cyclic along an axis; x is shifted by a different amount at each level.
 
-    So no place is always the seam, and what is on both sides of one comes to agree.
+    The seam is therefore at another position at each step, and both of its sides become consistent.
 
-    Source: Bi et al. 2025, section 3.2 (arXiv:2502.20307), who turn by a fixed number of places in each step.
+    Source: Bi et al. 2025, section 3.2 (arXiv:2502.20307), who shift by a fixed amount in each step.
     """
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -206,5 +206,5 @@ def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
 
 
 def shift_at(level: NoiseLevel, places: int) -> int:
-    """By how many of that many places a ring is turned at this level: drawn by its time, always the same."""
+    """Shift of a cyclic axis of `places` positions at a level: pseudorandom, but the same for the same time."""
     return key(round(float(level.t) * _FINE)) % places
