@@ -19,15 +19,15 @@ from unveil.autoencoders.vq import CodebookUsage, Quantised, VQModel, VQModelCon
 
 
 class LatentAutoencoder(Protocol):
-    """Pixels in [-1, 1] to latents of unit scale and back."""
+    """Autoencoder between pixels in [-1, 1] and latents of unit scale."""
 
     @property
     def stochastic(self) -> bool:
-        """Return True if `encode` does something with noise."""
+        """Return True if `encode` uses noise."""
         ...
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of pixels, both (B, ...); `noise` of the latents' shape picks one of several, None the likeliest."""
+        """Latents of pixels, both (B, ...); `noise` of their shape selects a sample, None the most probable one."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class LatentAutoencoder(Protocol):
         ...
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one sample's latents, given that of its pixels."""
+        """Shape of one sample's latents, given the shape of its pixels."""
         ...
 
 

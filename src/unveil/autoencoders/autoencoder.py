@@ -21,16 +21,16 @@ PerChannel = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class LatentConfig(AutoencoderConfig):
-    """An autoencoder and its latents.
+    """Configuration of an autoencoder and its latents.
 
     Args:
         latent_channels: Number of channels of the latents, which 1x1 convolutions compute from z and convert back to z;
             None: latents are z, without these convolutions (Stable Diffusion 3, FLUX).
-        scale, shift: Latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
-            channel. A saved codec keeps them among its tensors.
+        scale, shift: Scale and shift of the latents (z - shift) * scale, so that their deviation is near 1; one number,
+            or one for each channel. A saved autoencoder keeps them among its tensors.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     latent_channels: int | None = None
@@ -54,14 +54,15 @@ class LatentConfig(AutoencoderConfig):
 
     @property
     def width(self) -> int:
-        """Channels of the latents."""
+        """Number of channels of the latents."""
         return self.z_channels if self.latent_channels is None else self.latent_channels
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape (C, h, w) of one sample's latents, given that of its pixels.
+        """Shape (C, h, w) of one sample's latents, given the shape of its pixels.
 
         Raises:
-            ShapeError: As in `LatentConfig.latent_shape`.
+            ShapeError: The number of channels is wrong, or the size is not a multiple of `factor`; the message names
+                the nearest.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
@@ -74,9 +75,9 @@ class Autoencoder(nn.Module, ABC):
     Pixels lie in [-1, 1]; z is what the decoder was trained on, and latents are (z - shift) * scale.
 
     Attributes:
-        scale, shift: (C,), saved with the weights.
-        stochastic: True if an image has several latents, which noise picks from.
-        axes: Axes after the channels: "H, W" of images, or those of clips.
+        scale, shift: Scale and shift of each channel (C,), saved with the weights.
+        stochastic: True if an image has several latents, from which noise selects one.
+        axes: Axes after the channels: "H, W" of images, or "T, H, W" of videos.
     """
 
     scale: Tensor
@@ -102,20 +103,20 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight of the decoder's last convolution, at which a discriminator's share is balanced."""
+        """Weight of the decoder's last convolution, at which the adversarial loss is balanced."""
         return self.decoder.leave.weight
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape (C, h, w) of one sample's latents, given that of its pixels.
+        """Shape (C, h, w) of one sample's latents, given the shape of its pixels.
 
         Raises:
-            ShapeError: As in `LatentConfig.latent_shape`.
+            ShapeError: The shape does not fit, as in `LatentConfig.latent_shape`.
         """
         return self.config.latent_shape(shape)
 
     @abstractmethod
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of the encoder's output, which `noise` of their shape may pick."""
+        """Latents (B, C, h, w) from the encoder's output; `noise` of their shape selects a sample."""
 
     @abstractmethod
     def z_of(self, latents: Tensor) -> Tensor:
@@ -126,11 +127,12 @@ class Autoencoder(nn.Module, ABC):
 
         Args:
             pixels: Pixels of a size that is a multiple of `config.factor`.
-            noise: Standard normal, of the latents' shape, for a codec with several latents of an image; None: the
-                likeliest.
+            noise: Standard normal noise of the latents' shape, for an autoencoder with several latents of an image;
+                None: the most probable latents.
 
         Raises:
-            ShapeError: Other channels, or a size that is not a multiple; names the nearest.
+            ShapeError: The channels are wrong, or the size is not a multiple of `config.factor`; the message names the
+                nearest.
         """
         return self.latents_of(self.encoded(pixels), noise)
 
@@ -142,7 +144,8 @@ class Autoencoder(nn.Module, ABC):
         """Output of the encoder: (B, moments * C, h, w).
 
         Raises:
-            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: The channels are wrong, or the size is not a multiple of `config.factor`; the message names the
+                nearest.
         """
         return self.after_encoder(self.encoder(channels_last(pixels)))
 
@@ -151,11 +154,11 @@ class Autoencoder(nn.Module, ABC):
         return self.decoder(self.before_decoder(channels_last(z)))
 
     def after_encoder(self, h: Tensor) -> Tensor:
-        """The encoder's result by the 1x1 convolution behind it, place by place."""
+        """Apply the 1x1 convolution after the encoder, if there is one."""
         return h if self.enter is None else self.enter(h)
 
     def before_decoder(self, z: Tensor) -> Tensor:
-        """Z by the 1x1 convolution before the decoder, place by place."""
+        """Apply the 1x1 convolution before the decoder, if there is one."""
         return z if self.leave is None else self.leave(z)
 
     def to_latents(self, z: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ class Autoencoder(nn.Module, ABC):
         return (z - self._shaped(self.shift, z)) * self._shaped(self.scale, z)
 
     def from_latents(self, latents: Tensor) -> Tensor:
-        """Z of latents."""
+        """Decoder input z of latents."""
         return latents / self._shaped(self.scale, latents) + self._shaped(self.shift, latents)
 
     def _shaped(self, numbers: Tensor, z: Tensor) -> Tensor:
@@ -174,30 +177,30 @@ class Autoencoder(nn.Module, ABC):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
+    """Convert images to channels-last memory, in which convolutions are fast; videos are returned unchanged."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def per_channel_list(numbers: PerChannel, width: int) -> list[float]:
-    """One number for each of `width` channels."""
+    """Return one number for each of `width` channels."""
     return [float(numbers)] * width if isinstance(numbers, float | int) else [float(number) for number in numbers]
 
 
 class Identity(nn.Module):
-    """Latents are pixels."""
+    """Autoencoder without networks, whose latents are the pixels."""
 
     stochastic: bool = False
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The pixels; `noise` has no effect."""
+        """Return the pixels; `noise` has no effect."""
         return pixels
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The latents."""
+        """Return the latents."""
         return latents
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same shape."""
+        """Return the same shape."""
         return shape
 
 
@@ -206,33 +209,33 @@ LOGVAR = (-30.0, 20.0)  # the published limits of the logarithm of the variance
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig(LatentConfig):
-    """An autoencoder with a mean and a variance for each latent; the settings are those of `LatentConfig`."""
+    """Configuration with a mean and a variance for each latent; the settings are those of `LatentConfig`."""
 
     moments: int = field(default=2, init=False)
 
 
 class DiagonalGaussian(NamedTuple):
-    """A Gaussian over z: mean and logarithm of the variance, both (B, C, h, w)."""
+    """Gaussian over z, with mean and log-variance, both (B, C, h, w)."""
 
     mean: Tensor
     logvar: Tensor
 
     @property
     def mode(self) -> Tensor:
-        """The most probable z (B, C, h, w)."""
+        """Most probable z (B, C, h, w)."""
         return self.mean
 
     @property
     def std(self) -> Tensor:
-        """The deviation (B, C, h, w)."""
+        """Standard deviation (B, C, h, w)."""
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The z (B, C, h, w) that standard normal noise (B, C, h, w) picks."""
+        """Sample z (B, C, h, w) for standard normal noise (B, C, h, w)."""
         return torch.addcmul(self.mean, self.std, noise)
 
     def kl(self) -> Tensor:
-        """The divergence from a standard normal distribution, in nats, summed over each sample: (B,).
+        """KL divergence from a standard normal distribution, in nats, summed over each sample: (B,).
 
         Source: Kingma & Welling 2014, appendix B.
         """
@@ -240,29 +243,30 @@ class DiagonalGaussian(NamedTuple):
 
 
 class AutoencoderKL(Autoencoder):
-    """The codec whose latents are samples of, or the most probable of, a Gaussian."""
+    """Autoencoder whose latents are samples of a Gaussian, or its most probable values."""
 
     config: AutoencoderKLConfig
     stochastic = True
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussian:
-        """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
+        """Gaussian over z for pixels (B, C, H, W) in [-1, 1].
 
         Raises:
-            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: The channels are wrong, or the size is not a multiple of `config.factor`; the message names the
+                nearest.
         """
         return self.posterior_of(self.encoded(pixels))
 
     def posterior_of(self, moments: Tensor) -> DiagonalGaussian:
-        """The Gaussian that (B, 2C, h, w) stands for."""
+        """Gaussian from the encoder's output (B, 2C, h, w), its mean and log-variance."""
         mean, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(*LOGVAR))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of the encoder's output: those that noise picks; without noise, the likeliest."""
+        """Latents from the encoder's output: a sample for the noise, or without noise the most probable ones."""
         posterior = self.posterior_of(encoded)
         return self.to_latents(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """Input of the decoder for latents: they without their scale."""
+        """Input of the decoder: latents without scale and shift."""
         return self.from_latents(latents)

@@ -29,11 +29,12 @@ _TINY_NORM = 1e-10  # keeps the direction of a feature that is 0 everywhere
 
 
 class BackboneSpec(NamedTuple):
-    """A network of published weights.
+    """Architecture of a network with published weights.
 
-    convolutions: by their number in `features`: channels in and out, kernel, stride, padding.
-    pools: kernel of the max-pooling of stride 2 that stands before a convolution, by its number.
-    read_layers: convolutions after whose ReLU the features are compared.
+    Attributes:
+        convolutions: Channels in and out, kernel, stride and padding of each convolution, by its number in `features`.
+        pools: Kernel of the max-pooling of stride 2 before a convolution, by the convolution's number.
+        read_layers: Convolutions after whose ReLU the features are compared.
     """
 
     convolutions: dict[int, tuple[int, int, int, int, int]]
@@ -42,7 +43,7 @@ class BackboneSpec(NamedTuple):
 
 
 def _vgg() -> BackboneSpec:
-    """Configuration D of the paper. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
+    """Configuration D of VGG. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
     convolutions: dict[int, tuple[int, int, int, int, int]] = {}
     pools: dict[int, int] = {}
     read_layers: list[int] = []
@@ -76,11 +77,11 @@ BACKBONES = {
 
 
 class Features(nn.Module, ABC):
-    """The compared features of a network; subclasses say which.
+    """Features of a network that are compared; subclasses define them.
 
     Attributes:
-        widths: Channels of each feature.
-        grey: True if it reads images of one channel alone.
+        widths: Number of channels of each feature.
+        grey: True if the network takes only images of one channel.
     """
 
     widths: tuple[int, ...]
@@ -92,12 +93,12 @@ class Features(nn.Module, ABC):
 
 
 class PublishedFeatures(Features):
-    """The convolutions of VGG16 or AlexNet, whose classifier is left out; grey images are shown in three channels.
+    """Convolutions of VGG16 or AlexNet without the classifier; grey images are repeated to three channels.
 
-    Names are torchvision's: `features.0.weight` and on.
+    Parameter names are torchvision's: `features.0.weight` and on.
 
     Args:
-        layout: A name in `BACKBONES`.
+        layout: Name in `BACKBONES`.
     """
 
     shift: Tensor
@@ -117,7 +118,7 @@ class PublishedFeatures(Features):
         self.register_buffer("scale", torch.tensor(DEVIATION)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features after the ReLU of each kept convolution."""
+        """Features after the ReLU of each convolution in `read_layers`."""
         if images.shape[1] not in (1, 3):
             raise ShapeError(f"images {tuple(images.shape)}: this network reads 1 or 3 channels")
         x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
@@ -136,7 +137,7 @@ class StageFeatures(Features):
     """Features of each stage of a small classifier, before the image is halved.
 
     Args:
-        network: Trained on images like those that are compared.
+        network: Classifier that was trained on images like those that are compared.
     """
 
     def __init__(self, network: Cnn) -> None:
@@ -146,7 +147,7 @@ class StageFeatures(Features):
         self.grey = network.config.channels == 1
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of each stage."""
+        """Features of each stage, before the image is halved."""
         wanted = self.network.config.channels
         if images.shape[1] != wanted:
             raise ShapeError(f"images {tuple(images.shape)}: this classifier reads {wanted} channels")
@@ -160,14 +161,15 @@ class StageFeatures(Features):
 
 
 class LPIPS(nn.Module):
-    """d(x, y) = sum over layers of the mean over places of |w (f(x) - f(y))|^2, f of length 1 at each place.
+    """Perceptual distance d(x, y) = sum over layers of the mean over positions of |w (f(x) - f(y))|^2, with |f| = 1.
 
     Args:
-        features: Frozen here, whatever it was before.
-        heads: w^2 of each layer (C,); None weighs every channel 1, the paper's measure without calibration.
+        features: Features, whose parameters are frozen here.
+        heads: Weights w^2 of each layer (C,); None: all are 1, the paper's measure without calibration.
 
     Raises:
-        ShapeError: Heads that do not fit the features.
+        ShapeError: The heads do not fit the features.
+
     Source: Zhang et al. 2018, eq. 1 (arXiv:1801.03924).
     """
 
@@ -184,20 +186,20 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation mode: its normalisations must not follow the images that it judges."""
+        """Keep evaluation mode, because normalisations must not adapt to the compared images."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance (B,) of two batches of images (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
+        """Distance (B,) of two batches of images (B, C, H, W) in [-1, 1], or of videos (B, C, T, H, W).
 
-        Of clips it is the mean over the frames; where the features are of grey images, that over the channels of
-        others, each of which is looked at as a grey image.
+        The distance of videos is the mean over the frames. If the features are for grey images, other images are
+        compared as one grey image per channel, and the distance is the mean over them.
         """
         apart = self._distance(self._shown(x), self._shown(y))
         return apart.view(len(x), -1).mean(1)
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Images or clips as the images that the features are of: (B ..., C, H, W)."""
+        """Images or videos as images for the features: (B ..., C, H, W)."""
         images = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
         return images.flatten(0, 1)[:, None] if self.features.grey and images.shape[1] > 1 else images
 
@@ -211,17 +213,17 @@ class LPIPS(nn.Module):
 
 
 def published_lpips(state: Mapping[str, Tensor], where: str) -> LPIPS:
-    """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
+    """Create the published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
 
-    Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
-    `net.slice1.0.weight` beside `lin0.model.1.weight` (or `lins.0...`), as the package's whole state has them.
-    Other tensors, such as the classifier's, are left alone.
+    Both forms of names are accepted: `features.0.weight` with `lin0.model.1.weight`, as in the two files, and
+    `net.slice1.0.weight` with `lin0.model.1.weight` (or `lins.0...`), as in the state of the lpips package. Other
+    tensors, such as the classifier's, are ignored.
 
     Args:
-        where: The file or files, for messages.
+        where: Name of the file or files, for messages.
 
     Raises:
-        WeightsError: A convolution or a head is missing, or has another shape (lists them).
+        WeightsError: A convolution or a head is missing, or has another shape; the message lists them.
     """
     tensors = {_plain(key): tensor for key, tensor in state.items()}
     layout = "alex" if tuple(tensors.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
@@ -245,10 +247,10 @@ def published_lpips(state: Mapping[str, Tensor], where: str) -> LPIPS:
 
 
 def classifier_lpips(network: nn.Module, name: str) -> LPIPS:
-    """The same measure on the stages of a trained classifier, every channel weighed 1.
+    """Create the metric from the stages of a trained classifier, with a weight of 1 for every channel.
 
     Raises:
-        RecipeError: A network without stages of convolutions.
+        RecipeError: The network has no stages of convolutions.
     """
     if not isinstance(network, Cnn):
         raise RecipeError(f"{name}: a {type(network).__name__} has no stages of features to compare; take a cnn")
@@ -256,13 +258,13 @@ def classifier_lpips(network: nn.Module, name: str) -> LPIPS:
 
 
 def _plain(key: str) -> str:
-    """The two-file spelling of a key of the package's whole state; others come back as they are."""
+    """Convert a key of the package's whole state to that of the two files; other keys are returned unchanged."""
     key = re.sub(r"^net\.slice\d+\.", "features.", key.removeprefix("perceptual_loss."))
     return re.sub(r"^lins?\.?(\d+)\.model\.1\.weight$", r"lin\1", key)
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Length 1 along the channels, in float32; the norm's own gradient is 0 where all features are."""
+    """Normalise the channels to length 1, in float32; the gradient is 0 where all features are 0."""
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _TINY_NORM)
 
@@ -274,7 +276,7 @@ _TINY = 1e-4  # beside the norm that is divided by, as published
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The mean of max(0, 1 - D(x)) and of max(0, 1 + D(y)), half of each.
+    """Hinge loss of the discriminator: half the sum of the means of max(0, 1 - D(x)) and of max(0, 1 + D(y)).
 
     Source: Lim & Ye 2017, eq. 2 (arXiv:1705.02894).
     """
@@ -282,7 +284,7 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def vanilla(real: Tensor, fake: Tensor) -> Tensor:
-    """The mean of -log sigmoid(D(x)) and of -log(1 - sigmoid(D(y))), half of each.
+    """Cross-entropy of the discriminator: half the sum of the means of -log sigmoid(D(x)) and -log(1 - sigmoid(D(y))).
 
     Source: Goodfellow et al. 2014, eq. 1 (arXiv:1406.2661).
     """
@@ -295,12 +297,12 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.sq
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Loss of the decoder, under either loss: minus the mean of the logits of its output."""
+    """Adversarial loss of the decoder, for either discriminator loss: minus the mean of the logits of its output."""
     return -fake.mean()
 
 
 def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:
-    """Error / exp(s) + s: the error in units of an own scale, which may be learned.
+    """Return error / exp(s) + s, the error relative to a scale that may be learned.
 
     Source: Rombach et al. 2022, appendix G; Kendall & Gal 2017, eq. 8, for the form (arXiv:1703.04977).
     """
@@ -308,16 +310,16 @@ def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def adaptive_weight(rebuilt: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Lambda, which gives both losses gradients of one length at the decoder's last layer; no gradient runs through it.
+    """Weight lambda that gives both losses gradients of equal norm at the decoder's last layer; it has no gradient.
 
     lambda = |grad L_rec| / (|grad L_gan| + 1e-4), at most 1e4.
 
     Args:
-        rebuilt: Scalar; the loss without the adversarial one.
-        adversarial: Scalar; `generator_loss`.
+        rebuilt: Loss without the adversarial one, a scalar.
+        adversarial: Loss of `generator_loss`, a scalar.
         last_layer: Weight of the decoder's last convolution.
 
-    Source: Esser et al. 2021, eq. 7 (arXiv:2012.09841); the limits are the published code's.
+    Source: Esser et al. 2021, eq. 7 (arXiv:2012.09841); the limits are those of the published code.
     """
     norms = [
         torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())

@@ -1,14 +1,15 @@
-"""Tiled encoding and decoding of large images and videos: memory for one tile, whatever their size.
+"""Tiled encoding and decoding of large images and videos, with memory for one tile, whatever their size.
 
-A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
+A tile of a video contains all of its frames, which the video autoencoder computes in pieces.
 
-Neighbouring tiles share an overlap, in which the one fades linearly into the other. A local autoencoder (norms over the
-channels of each place, no attention) gives the whole image's result, since by default the overlap is as wide as its
-convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole image, so
-that means and variances are found in a first pass and then used by all tiles. That pass is of the image shrunk to the
-size of a tile, which gives every norm a mean and a variance that fit those before it; or of all tiles, one norm after
-the other, which is exact and takes as many passes as there are norms, each as long as the way to its norm. (One pass
-over all tiles, each with its own mean and variance in the norms before, is far off where an image is uneven.)
+Neighbouring tiles share an overlap, in which one fades linearly into the other. A local autoencoder (normalisation over
+the channels of each position, no attention) gives the result of the whole image, because the default overlap is as wide
+as its receptive field. Other autoencoders are tiled only outside of the attention layers. Their group normalisations
+extend over the whole image, so that means and variances are collected in a first pass and then used by all tiles. That
+pass is over the image resized to one tile, which gives every normalisation statistics that fit those before it; or over
+all tiles, one normalisation after the other, which is exact and takes as many passes as there are normalisations, each
+up to its normalisation. (One pass over all tiles, each with its own mean and variance in the earlier normalisations, is
+far off for an uneven image.)
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ Share = tuple[float, float]
 
 
 class StatisticsCollected(Exception):
-    """Ends a pass after the norm whose statistics are collected."""
+    """End of a pass after the normalisation whose statistics are collected."""
 
 
 class TiledGroupNorm(nn.Module):
-    """A group normalisation over an image of which it sees one tile at a time.
+    """Group normalisation over an image that is computed one tile at a time.
 
     Attributes:
         statistics: Mean and variance (groups,) of the whole image; None: each tile's own.
-        shares: The rows and columns of the tile that it counts, as shares of its size; None: it counts none.
-        last: True if a run ends here.
+        shares: Rows and columns of the tile that are counted, as shares of its size; None: nothing is counted.
+        last: True if a pass ends here.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -53,7 +54,7 @@ class TiledGroupNorm(nn.Module):
         self._sums = torch.zeros(3, norm.num_groups, dtype=torch.float64)  # of ones, of values, of squares
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (1, C, H, W) normalised."""
+        """Normalise x (1, C, H, W)."""
         if self.shares is not None:
             rows, columns = (
                 slice(round(first * length), round(last * length))
@@ -82,7 +83,7 @@ class TiledGroupNorm(nn.Module):
 
 @contextmanager
 def shared_statistics(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
-    """Put a `TiledGroupNorm` in the place of each group normalisation of the tiled part, in its order."""
+    """Replace each group normalisation of the tiled part by a `TiledGroupNorm`, and yield these in order."""
     named = {
         name: module
         for name, module in network.named_modules()
@@ -108,15 +109,14 @@ class TilingConfig:
     """Layout of the tiles of an image.
 
     Args:
-        side: Side of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
-        overlap: Overlap that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then
+        side: Side of a tile in pixels, its overlaps included; None: 512, or twice the overlap if that is larger.
+        overlap: Overlap of neighbours in pixels; None: twice the receptive field of a local autoencoder, which is then
             exact, else 128.
-        norms: Normalisation over the whole image: `own` leaves each tile its own mean and variance,
-            `shrunk` takes those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the
-            other.
+        norms: Statistics of group normalisations: `own` uses each tile's own mean and variance, `shrunk` those of the
+            image resized to one tile, `exact` collects them over all tiles, one normalisation after the other.
 
     Raises:
-        RecipeError: Tiles that are not wider than their overlap, or another name.
+        RecipeError: The overlap is negative or not smaller than the side, or `norms` is unknown.
     """
 
     side: int | None = None
@@ -136,9 +136,11 @@ class TilingConfig:
 
 
 class TilingDifference(NamedTuple):
-    """Difference between an image in tiles and the whole one, in units of [-1, 1]'s whole range of 255.
+    """Difference between an image decoded in tiles and as a whole, with [-1, 1] scaled to 255 levels.
 
-    mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
+    Attributes:
+        mean, largest: Mean and maximum of the absolute difference.
+        seam: Mean gradient across the seams, divided by that at all other positions.
     """
 
     mean: float
@@ -154,11 +156,11 @@ class TileBoundaries(NamedTuple):
 
     @property
     def seams(self) -> list[int]:
-        """The first place that belongs to the next tile, for each of them but the first."""
+        """First position of each tile except the first, in the middle of its fade."""
         return [math.floor((start + stop) / 2) for start, stop in self.fades]
 
     def weights(self, number: int, step: int) -> Tensor:
-        """Weight of a tile at each of its places, of which there are `step` for each of the axis: (N,)."""
+        """Weight (N,) of a tile at each of its positions, with `step` values for each position of the axis."""
         start, stop = self.tiles[number]
         places = torch.arange(start * step, stop * step) / step + 0.5 / step
         ends = [_risen(places, *fade) for fade in self.fades]
@@ -166,7 +168,7 @@ class TileBoundaries(NamedTuple):
         return before - ends[number] if number < len(ends) else before
 
     def share(self, number: int) -> Share:
-        """The first and last place of a tile that no other tile owns, as shares of its size."""
+        """Start and end of the part of a tile between its seams, as shares of its size."""
         start, stop = self.tiles[number]
         first = self.seams[number - 1] if number else start
         last = self.seams[number] if number < len(self.seams) else stop
@@ -174,17 +176,18 @@ class TileBoundaries(NamedTuple):
 
 
 def _risen(places: Tensor, start: float, stop: float) -> Tensor:
-    """0 before `start`, 1 behind `stop`, linear in between."""
+    """Ramp of positions: 0 before `start`, 1 after `stop`, linear in between."""
     if stop <= start:
         return (places >= start).float()
     return ((places - start) / (stop - start)).clamp(0, 1)
 
 
 def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBoundaries:
-    """Tiles of `side` places that cover `length` of them evenly, neighbours sharing `overlap` or more.
+    """Tiles of `side` positions that evenly cover an axis of `length`; neighbours share at least `overlap`.
 
     Args:
-        reach: Reach of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
+        reach: Receptive field to each side; if the overlap allows it, positions that a tile's edge affects have no
+            weight.
     """
     if length <= side:
         return TileBoundaries([(0, length)], [])
@@ -204,7 +207,7 @@ def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBou
 
 
 def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """Receptive field of the tiled layers of the decoder, in positions to each side, and the pixels of a position."""
+    """Receptive field of the decoder's tiled layers in positions to each side, and the pixels of a position."""
     reach = 1  # the last convolution
     for level in range(config.split):
         reach += 2 * (config.num_res_blocks + 1)
@@ -216,7 +219,7 @@ def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
 
 
 def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """The same of the encoder: places of its tiles' result, and the pixels of such a place."""
+    """Receptive field of the encoder's tiled layers in positions to each side of their output, and its pixels."""
     last = len(config.rates) - 1
     reach = 5 if config.local else 0
     for level in reversed(range(config.split)):
@@ -226,7 +229,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
 
 
 def _measures(config: AutoencoderConfig, tiling: TilingConfig, reach: int, pixels: int) -> tuple[int, int]:
-    """Side and overlap of tiles in places of that many pixels."""
+    """Side and overlap of tiles, in positions of `pixels` pixels."""
     wanted = tiling.overlap if tiling.overlap is not None else 2 * reach * pixels if config.local else OVERLAP
     overlap = math.ceil(wanted / pixels)
     side = tiling.side if tiling.side is not None else max(SIDE, 2 * overlap * pixels)
@@ -243,11 +246,11 @@ def _measures(config: AutoencoderConfig, tiling: TilingConfig, reach: int, pixel
 
 @torch.no_grad()
 def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> Tensor:
-    """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
+    """Pixels (B, C, H, W), or (B, C, T, H, W) of videos, on the CPU, decoded one sample and one tile at a time.
 
     Raises:
-        RecipeError: Tiles that are not wider than their overlap.
-        ShapeError: Latents of other channels.
+        RecipeError: The tiles are not wider than their overlap.
+        ShapeError: The number of channels of the latents is wrong.
     """
     config, decoder, tiling = codec.config, codec.decoder, tiling or TilingConfig()
     reach, pixels = decoder_reach(config)
@@ -266,13 +269,13 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
 def encode(
     codec: Autoencoder, pixels: Tensor, tiling: TilingConfig | None = None, *, noise: Tensor | None = None
 ) -> Tensor:
-    """Latents of pixels (B, C, H, W), or clips (B, C, T, H, W), on the CPU, one sample and one tile of it at a time.
+    """Latents of pixels (B, C, H, W), or videos (B, C, T, H, W), on the CPU, one sample and one tile at a time.
 
-    `noise` is as in `encode`.
+    `noise` is as in `Autoencoder.encode`.
 
     Raises:
-        RecipeError: Tiles that are not wider than their overlap.
-        ShapeError: Other channels, or a size that is not a multiple of the codec's factor; names the nearest.
+        RecipeError: The tiles are not wider than their overlap.
+        ShapeError: The channels are wrong, or the size is not a multiple of the factor; the message names the nearest.
     """
     config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
@@ -298,7 +301,7 @@ def decode_slicing(codec: Autoencoder, latents: Tensor) -> Tensor:
 
 
 def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
-    """Latents of pixels (B, C, H, W), one sample at a time; `noise` as in `encode`."""
+    """Latents of pixels (B, C, H, W), one sample at a time; `noise` is as in `Autoencoder.encode`."""
     rows = pixels.split(1)
     drawn = [None] * len(rows) if noise is None else noise.split(1)
     return torch.cat([codec.encode(sample, sample_noise) for sample, sample_noise in zip(rows, drawn, strict=True)])
@@ -306,12 +309,13 @@ def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None =
 
 @dataclass
 class TileJob:
-    """One image in tiles: what is run on each, and where they lie.
+    """Computation of one image in tiles, with the function of a tile and the tiles' boundaries.
 
     Args:
         run: Function of a tile of `source`, (1, C, h, w) or for videos (1, C, t, h, w), that returns its result.
         source: Whole image or video.
-        rows, columns: Tiles, in units of `steps[0]` of the source and `steps[1]` of the result.
+        rows, columns: Boundaries of the tiles, in units of `steps[0]` of the source and `steps[1]` of the result.
+        steps: Size of a unit in the source and in the result.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -321,14 +325,14 @@ class TileJob:
     steps: tuple[int, int]
 
     def parts(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Number of the row and of the column of each tile, and its part of the source."""
+        """Yield the row, the column and the part of the source of each tile."""
         step = self.steps[0]
         for i, (top, bottom) in enumerate(self.rows.tiles):
             for j, (left, right) in enumerate(self.columns.tiles):
                 yield i, j, self.source[..., top * step : bottom * step, left * step : right * step]
 
     def next_size(self) -> Tensor:
-        """The source at the size of a tile: some of its places, evenly spaced, so that their variance stays."""
+        """Source reduced to the size of a tile by evenly spaced positions, which keeps their variance."""
         longest = [max(stop - start for start, stop in axis.tiles) for axis in (self.rows, self.columns)]
         whole = [axis.tiles[-1][1] for axis in (self.rows, self.columns)]
         share = max(size / side for size, side in zip(whole, longest, strict=True))
@@ -336,7 +340,7 @@ class TileJob:
         return F.interpolate(self.source, size, mode="nearest-exact")
 
     def result(self) -> Tensor:
-        """All tiles in one, on the CPU."""
+        """Combine the results of all tiles, on the CPU."""
         output: Tensor | None = None
         step = self.steps[1]
         height, width = (axis.tiles[-1][1] * step for axis in (self.rows, self.columns))
@@ -356,7 +360,7 @@ class TileJob:
 
 
 def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> Tensor:
-    """The job's result with the statistics of norms as `TilingConfig.norms` says."""
+    """Result with the statistics of normalisations given by `TilingConfig.norms`."""
     if how == "own":
         return job.result()
     with shared_statistics(network) as norms:
@@ -385,10 +389,10 @@ def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], shares: tup
 
 @torch.no_grad()
 def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> TilingDifference:
-    """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
+    """Measure the difference between tiled and whole decoding; the whole image has to fit into memory.
 
     Raises:
-        RecipeError: As in `decode`.
+        RecipeError: The tiles are not wider than their overlap.
     """
     whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
     reach, pixels = decoder_reach(codec.config)
@@ -409,7 +413,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
 
 
 class SupportsDecode(Protocol):
-    """Whatever makes pixels of latents."""
+    """Object that decodes latents to pixels."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents, both (B, ...)."""
@@ -417,10 +421,10 @@ class SupportsDecode(Protocol):
 
 
 def decode_with_fallback(codec: SupportsDecode, latents: Tensor) -> Tensor:
-    """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
+    """Pixels of latents, as `Autoencoder.decode` returns them; if memory runs out, they are decoded in tiles.
 
     Raises:
-        OutOfResources: Memory runs out there too; says what to lower.
+        OutOfResources: Memory runs out in tiles too; the message names what to reduce.
     """
     try:
         return codec.decode(latents)

@@ -1,12 +1,12 @@
-"""The codec of clips: a Gaussian for each clip, whose latents are those of an image and of what follows it.
+"""The KL autoencoder of videos, whose first latent represents one frame and each later one several frames.
 
-A clip of 1 + k ct frames has 1 + k latents; an image is a clip of one frame. Whole or in pieces, encoding and decoding
-give the same, since all that a piece needs of those before it is in a cache, which is a value. What was cut from the
-middle of a clip, or has no beginning, is encoded behind frames that stand for what came before: the first latent of a
-clip codes one frame alone and occurs nowhere else.
+A video of 1 + k ct frames has 1 + k latents; an image is a video of one frame. Encoding and decoding give the same as a
+whole and in pieces, because all that a piece needs of the earlier ones is in a cache, which is a value. A part from the
+middle of a video, or a loop, is encoded after frames that represent the past: the first latent of a video encodes only
+one frame, and occurs nowhere else.
 
-Sources: Wan Team 2025, section 4.1 (arXiv:2503.20314), for the cache; Bi et al. 2025 (arXiv:2502.20307), for latents in
-a ring.
+Sources: Wan Team 2025, section 4.1 (arXiv:2503.20314), for the cache; Bi et al. 2025 (arXiv:2502.20307), for cyclic
+latents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unveil.nn.video_autoencoder import Cache, VideoAutoencoderConfig, VideoDeco
 
 @dataclass(frozen=True)
 class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
-    """An autoencoder of clips with a mean and a variance for each latent.
+    """Configuration of an autoencoder of videos, with a mean and a variance for each latent.
 
     The settings are those of `VideoAutoencoderConfig`, and scale and shift of `LatentConfig`.
     """
@@ -34,10 +34,10 @@ class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
     latent_channels: int | None = field(default=None, init=False)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape (C, 1 + k, h, w) of one clip's latents, given that of its pixels (C, 1 + k time, H, W).
+        """Shape (C, 1 + k, h, w) of one video's latents, given the shape of its pixels (C, 1 + k time, H, W).
 
         Raises:
-            ShapeError: Clips of other channels, length or size; names the nearest.
+            ShapeError: The channels, the length or the size is wrong; the message names the nearest.
         """
         if len(shape) != 4 or shape[0] != self.in_channels:
             raise ShapeError(
@@ -47,7 +47,7 @@ class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
 
 
 class VideoAutoencoderKL(AutoencoderKL):
-    """The codec of clips (B, C, T, H, W), whole, in pieces, out of the middle and in a ring."""
+    """Autoencoder of videos (B, C, T, H, W): whole, in pieces, from the middle, and cyclic."""
 
     config: VideoAutoencoderKLConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     axes = "T, H, W"
@@ -58,15 +58,16 @@ class VideoAutoencoderKL(AutoencoderKL):
 
     @torch.no_grad()
     def encode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The likeliest latents of a clip that comes in pieces, as soon as their frames are there.
+        """Most probable latents of a video that arrives in pieces, yielded as soon as their frames are complete.
 
-        Together they are those of `encode`; memory is that of a piece, however long the clip.
+        Together they are those of `encode`; the memory is that of a piece, however long the video is.
 
         Args:
-            pieces: Pieces of frames (B, C, n, H, W) in [-1, 1], of any lengths; 1 + a multiple of `time` in all.
+            pieces: Pieces of frames (B, C, n, H, W) in [-1, 1], of any lengths; their sum is 1 + a multiple of `time`.
 
         Raises:
-            ShapeError: Other channels or sizes, or an end between two latents; names the nearest length.
+            ShapeError: The channels or sizes are wrong, or the video ends between two latents; the message names the
+                nearest length.
         """
         cache: Cache | None = None
         waiting: Tensor | None = None
@@ -84,15 +85,15 @@ class VideoAutoencoderKL(AutoencoderKL):
 
     @torch.no_grad()
     def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The frames of a clip whose latents come in pieces; together they are those of `decode`.
+        """Frames of a video whose latents arrive in pieces; together they are those of `decode`.
 
-        Memory is that of a piece, however long the clip: pieces of one latent need the least.
+        The memory is that of a piece, however long the video is; pieces of one latent need the least.
 
         Args:
             pieces: Pieces of latents (B, C', n, h, w), n at least 1.
 
         Raises:
-            ShapeError: Other channels, or sizes that differ.
+            ShapeError: The channels are wrong, or the sizes differ.
         """
         cache: Cache | None = None
         for piece in pieces:
@@ -101,16 +102,17 @@ class VideoAutoencoderKL(AutoencoderKL):
 
     @torch.no_grad()
     def encode_segment(self, x: Tensor, left_context: Tensor | None = None) -> Tensor:
-        """The likeliest latents (B, C', k, h, w) of frames out of the middle of a clip, none the coding of one frame.
+        """Most probable latents (B, C', k, h, w) of frames from the middle of a video, each of `time` frames.
 
         Args:
             x: Frames (B, C, k time, H, W) in [-1, 1].
-            left_context: The frames (B, C, n, H, W) before them. 1 + a multiple of `time` from the beginning of the
-                clip give the latents that the whole clip has; of other lengths, the first frame is repeated in front.
-                None: copies of x's first frame, as if the clip had stood still until then.
+            left_context: Frames (B, C, n, H, W) before them. 1 + a multiple of `time` frames from the beginning of the
+                video give the latents of the whole video; for other lengths, the first frame is repeated in front.
+                None: copies of x's first frame.
 
         Raises:
-            ShapeError: Other channels or sizes, or a length that is not a multiple; names the nearest.
+            ShapeError: The channels or sizes are wrong, or the length is not a multiple of `time`; the message names
+                the nearest.
         """
         time, frames = self.config.time, x.shape[2] if x.ndim == 5 else 0
         if not frames or frames % time:
@@ -130,10 +132,11 @@ class VideoAutoencoderKL(AutoencoderKL):
         return self.latents_of(self.after_encoder(torch.cat(pieces, 2)))
 
     def encode_cyclic(self, x: Tensor) -> Tensor:
-        """The likeliest latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame is before its first.
+        """Most probable latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame precedes its first.
 
         Raises:
-            ShapeError: Other channels or sizes, or a length that is not a multiple; names the nearest.
+            ShapeError: The channels or sizes are wrong, or the length is not a multiple of `time`; the message names
+                the nearest.
         """
         wanted = 1 + self.config.time * self.config.encoder_receptive_field_past
         rounds = -(-wanted // max(x.shape[2], 1)) if x.ndim == 5 else 1
@@ -141,13 +144,13 @@ class VideoAutoencoderKL(AutoencoderKL):
 
     @torch.no_grad()
     def decode_cyclic(self, latents: Tensor) -> Tensor:
-        """The frames (B, C, k time, H, W) of a ring of latents (B, C', k, h, w), the first of which follows the last.
+        """Frames (B, C, k time, H, W) of cyclic latents (B, C', k, h, w), the first of which follows the last.
 
-        Each stands for `time` frames, and no place of the ring is special: latents that are turned on by one give the
-        same frames, turned on by `time`.
+        Each latent represents `time` frames, and all positions are equal: latents shifted by one give the same frames,
+        shifted by `time`.
 
         Raises:
-            ShapeError: Other channels.
+            ShapeError: The number of channels is wrong.
         """
         z = self.before_decoder(self.z_of(latents))
         self.decoder.pieces(z)  # at least one
@@ -165,15 +168,15 @@ AHEAD = 4  # times as many frames before the first that a codec without its own 
 
 
 class LoopingAutoencoder(nn.Module):
-    """A causal codec, given loops of k times as many frames as go together in it.
+    """Autoencoder of loops from a causal autoencoder of videos.
 
-    A codec that has `encode_cyclic` and `decode_cyclic` does it by them. Any other is shown the end of the loop before
-    its beginning, and what stands for that is taken away again.
+    `encode_cyclic` and `decode_cyclic` of the wrapped autoencoder are used if it has them. Otherwise the end of the
+    loop is repeated before its beginning, and the corresponding part of the result is removed.
 
     Args:
-        codec: Codec of clips of 1 + k time frames.
-        time, latents: Frames that go together, and their latents.
-        first: Latents of the frame before those.
+        codec: Autoencoder of videos of 1 + k time frames.
+        time, latents: Number of frames that are encoded together, and of their latents.
+        first: Number of latents of the first frame.
     """
 
     def __init__(self, codec: Any, time: int, latents: int = 1, first: int = 1) -> None:
@@ -183,11 +186,11 @@ class LoopingAutoencoder(nn.Module):
 
     @property
     def stochastic(self) -> bool:
-        """Return True if `encode` does something with noise: it gives the likeliest latents."""
+        """Return False, because `encode` returns the most probable latents."""
         return False
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The likeliest latents (B, Z, k latents, h, w) of loops (B, C, k time, H, W)."""
+        """Most probable latents (B, Z, k latents, h, w) of loops (B, C, k time, H, W); `noise` has no effect."""
         del noise
         if hasattr(self.codec, "encode_cyclic"):
             return self.codec.encode_cyclic(pixels)
@@ -196,13 +199,13 @@ class LoopingAutoencoder(nn.Module):
         return latents[:, :, self.first + AHEAD * self.latents :]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Loops (B, C, k time, H, W) of latents (B, Z, k latents, h, w)."""
+        """Loops (B, C, k time, H, W) from latents (B, Z, k latents, h, w)."""
         if hasattr(self.codec, "decode_cyclic"):
             return self.codec.decode_cyclic(latents)
         before = torch.arange(-self.first - AHEAD * self.latents, 0) % latents.shape[2]
         return self.codec.decode(torch.cat([latents[:, :, before], latents], dim=2))[:, :, 1 + AHEAD * self.time :]
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Pixels of the latents of a loop (C, k time, H, W)."""
+        """Shape of the latents of a loop, given the shape of its pixels (C, k time, H, W)."""
         channels, frames, *sides = self.codec.latent_shape((shape[0], shape[1] + 1, *shape[2:]))
         return channels, frames - self.first, *sides

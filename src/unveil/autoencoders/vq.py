@@ -1,7 +1,7 @@
-"""The discrete codec: each place of z becomes the nearest of a codebook's entries.
+"""The vector-quantised autoencoder: each position of z is replaced by the nearest entry of a codebook.
 
 Sources: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841); Rombach et al. 2022,
-section 3.1 (arXiv:2112.10752), whose diffusion models use z before it is quantised.
+section 3.1 (arXiv:2112.10752), whose diffusion models use z before quantisation.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ CHUNK = 1 << 24  # distances that are held at a time
 
 @dataclass(frozen=True)
 class VQModelConfig(LatentConfig):
-    """An autoencoder with a codebook; the other settings are those of `LatentConfig`.
+    """Configuration of an autoencoder with a codebook; the other settings are those of `LatentConfig`.
 
     Args:
-        codebook_size: Entries of the codebook.
+        codebook_size: Number of entries of the codebook.
         beta: Weight of one term of the loss, see `order`.
-        order: `legacy` weighs the codebook's term (released models), `fixed` the encoder's (the paper).
-        learned: Update rule of the codebook: `gradient`, or `ema`; the loss is then the encoder's term
-            times beta.
-        ema_decay: Decay of the running counts and means.
-        restart_dead: An entry whose running count falls below this is put on a place of the batch; 0: never.
+        order: Term that `beta` weights: `legacy` the codebook's (released models), `fixed` the encoder's (the paper).
+        learned: Update rule of the codebook: `gradient`, or `ema`, with which the loss is only the encoder's term times
+            beta.
+        ema_decay: Decay of the moving averages of counts and sums.
+        restart_dead: Minimum moving count of an entry; an entry below it is replaced by a position of the batch. 0:
+            never.
 
     Raises:
-        RecipeError: Settings that do not fit together.
+        RecipeError: The settings are inconsistent.
     """
 
     moments: int = field(default=1, init=False)
@@ -60,10 +61,12 @@ class VQModelConfig(LatentConfig):
 
 
 class Quantised(NamedTuple):
-    """Z on the codebook.
+    """Quantised z.
 
-    latents: (B, C, h, w), to which gradients pass as if nothing had been done. indices: (B, h, w). loss: a scalar,
-    what keeps codebook and encoder together.
+    Attributes:
+        latents: Nearest entries (B, C, h, w), whose gradient is passed to z unchanged.
+        indices: Indices of the entries, (B, h, w).
+        loss: Loss that keeps codebook and encoder together, a scalar.
     """
 
     latents: Tensor
@@ -74,7 +77,9 @@ class Quantised(NamedTuple):
 class CodebookUsage(NamedTuple):
     """Usage of a codebook.
 
-    used: the share of entries that occur. perplexity: the number of equally frequent entries with this entropy.
+    Attributes:
+        used: Share of entries that occur.
+        perplexity: Number of equally frequent entries with the same entropy.
     """
 
     used: float
@@ -82,11 +87,11 @@ class CodebookUsage(NamedTuple):
 
 
 class Quantiser(nn.Module):
-    """A codebook: the nearest entry for each place, and what keeps the entries near what they stand for.
+    """Codebook with nearest-entry quantisation and its losses.
 
     Attributes:
-        codebook: (codes, C).
-        count, total: With running means or restarts, how often each entry was taken and the sum of what took it.
+        codebook: Entries (codes, C).
+        count, total: Moving averages, with `ema` or restarts, of how often each entry is used and of the sum of its z.
     """
 
     count: Tensor
@@ -106,10 +111,10 @@ class Quantiser(nn.Module):
             self.register_buffer("total", start.clone())
 
     def forward(self, z: Tensor) -> Quantised:
-        """Z (B, C, h, w) on the codebook.
+        """Quantise z (B, C, h, w).
 
         Raises:
-            ShapeError: Another number of channels than the codebook's.
+            ShapeError: The number of channels is not that of the codebook.
         """
         if z.ndim != 4 or z.shape[1] != self.codebook.shape[1]:
             raise ShapeError(f"z {tuple(z.shape)}: must be (B, {self.codebook.shape[1]}, H, W)")
@@ -127,7 +132,7 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """The number of the entry nearest to each place of z (B, C, h, w): (B, h, w)."""
+        """Index (B, h, w) of the entry nearest to each position of z (B, C, h, w)."""
         codes = self.codebook.float()
         places = z.float().movedim(1, -1)
         squares = codes.square().sum(1)
@@ -140,17 +145,17 @@ class Quantiser(nn.Module):
         return torch.cat(parts).view(places.shape[:-1])
 
     def entry(self, indices: Tensor) -> Tensor:
-        """Z (B, C, h, w) of the numbers of entries (B, h, w)."""
+        """Entries (B, C, h, w) of indices (B, h, w)."""
         return F.embedding(indices, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
     def observe(self, z: Tensor, indices: Tensor, generator: torch.Generator | None = None) -> int:
-        """One step of the running counts and means in training; returns how many entries were put on new places.
+        """Update the moving averages in training, and return the number of entries that were replaced.
 
         Args:
             z: Latents of the batch, (B, C, h, w).
-            indices: Indices of its entries, (B, h, w).
-            generator: Chooses the places (on the CPU); the same one gives the same places.
+            indices: Indices of their entries, (B, h, w).
+            generator: Generator on the CPU that chooses positions for replaced entries.
 
         Source: van den Oord et al. 2017, appendix A.1.
         """
@@ -176,7 +181,7 @@ class Quantiser(nn.Module):
 
 
 class VQModel(Autoencoder):
-    """The codec with a codebook: `encode` gives z before it is quantised, `decode` quantises first."""
+    """Autoencoder with a codebook: `encode` returns z before quantisation, `decode` quantises first."""
 
     config: VQModelConfig
 
@@ -185,38 +190,38 @@ class VQModel(Autoencoder):
         self.quantiser = Quantiser(config.width, config)
 
     def quantise(self, z: Tensor) -> Quantised:
-        """Z (B, C, h, w) on the codebook."""
+        """Quantise z (B, C, h, w)."""
         return self.quantiser(z)
 
     def entry(self, indices: Tensor) -> Tensor:
-        """Z (B, C, h, w) of the numbers of entries (B, h, w); `scaled` makes latents of it."""
+        """Entries (B, C, h, w) of indices (B, h, w), which `to_latents` converts to latents."""
         return self.quantiser.entry(indices)
 
     def indices(self, latents: Tensor) -> Tensor:
-        """The numbers of the entries (B, h, w) that latents are decoded as."""
+        """Indices (B, h, w) of the entries that latents are decoded as."""
         return self.quantiser.nearest(self.from_latents(latents))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of the encoder's output, before they are quantised; `noise` has no effect."""
+        """Latents from the encoder's output, before quantisation; `noise` has no effect."""
         return self.to_latents(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """Input of the decoder for latents: the nearest entries of the codebook."""
+        """Input of the decoder: the nearest entries of the codebook."""
         return self.quantise(self.from_latents(latents)).latents
 
 
 @dataclass(frozen=True)
 class Remap:
-    """Numbers of entries, counted among those in use only.
+    """Renumbering of the entries of a codebook that are in use.
 
     Args:
-        used: The entries in use; their places here are their new numbers.
-        unknown: The new number of all others: `extra` is one above the last.
+        used: Entries in use; their positions here are their new numbers.
+        unknown: New number of all others; `extra` is one above the last.
 
     Raises:
-        RecipeError: No entry, one named twice, or an unknown number that is none of the new ones.
+        RecipeError: `used` is empty, negative or not unique, or `unknown` is not one of the new numbers.
 
-    Source: github.com/CompVis/taming-transformers, whose transformers see the used part of a codebook.
+    Source: github.com/CompVis/taming-transformers, whose transformers use the used part of a codebook.
     """
 
     used: tuple[int, ...]
@@ -230,23 +235,23 @@ class Remap:
             raise RecipeError(f"unknown = {self.unknown}: must be 'extra' or 0 to {len(self.used)}")
 
     def remap_to_used(self, indices: Tensor) -> Tensor:
-        """New numbers of a codebook's, in the same shape."""
+        """New numbers of the codebook's indices, in the same shape."""
         used = torch.tensor(self.used, device=indices.device)
         same = indices[..., None] == used
         unknown = len(used) if self.unknown == "extra" else self.unknown
         return torch.where(same.any(-1), same.int().argmax(-1), unknown)
 
     def unmap_to_all(self, numbers: Tensor) -> Tensor:
-        """The codebook's numbers of new ones, in the same shape; the extra one stands for the first entry in use."""
+        """Indices of the codebook for new numbers, in the same shape; the extra number is the first entry in use."""
         used = torch.tensor(self.used, device=numbers.device)
         return used[torch.where(numbers < len(used), numbers, 0)]
 
 
 def codebook_usage(indices: Tensor, codes: int) -> CodebookUsage:
-    """Share of a codebook of `codes` entries that occurs among indices of any shape.
+    """Usage of a codebook of `codes` entries by indices of any shape.
 
     Raises:
-        ShapeError: No indices.
+        ShapeError: `indices` is empty.
     """
     if not indices.numel():
         raise ShapeError("usage: no indices; encode at least one image")
