@@ -1,4 +1,4 @@
-"""Captioners on disk: a folder with what they are built from, their weights and their words."""
+"""Folders of saved captioners, with their configuration, their weights and their vocabulary."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ WORD_TABLE = "decoder.words.table.weight"
 
 
 class CaptionModel(NamedTuple):
-    """A captioner with the words that it writes.
+    """Captioner with its vocabulary.
 
-    facts: what `captioner.yaml` says beside the network: how it decodes.
+    Attributes:
+        network: Captioning network.
+        words: Vocabulary of the captions.
+        facts: Content of `captioner.yaml` besides the network, which are the settings of decoding.
     """
 
     network: Captioner
@@ -53,15 +56,15 @@ def captioner_files(model: CaptionModel, *, about: str = "") -> dict[str, checkp
 def save_captioner(
     model: CaptionModel, folder: Path, *, dtype: torch.dtype | None = None, about: str = "", force: bool = False
 ) -> Path:
-    """Writes a captioner's folder, whole or not at all; returns it.
+    """Write a captioner's folder, completely or not at all, and return it.
 
     Args:
-        dtype: Number format of the weights in the file; None: as they are.
-        force: Take the place of what is there.
+        dtype: Number format of the weights in the file; None: that of the network.
+        force: True if an existing folder is replaced.
 
     Raises:
         NonFinite: A weight is not finite.
-        OutputError: Something is there already, or the place cannot be written.
+        OutputError: The folder exists already, or it cannot be written.
     """
     require_finite(dict(model.network.named_parameters()), "the captioner")
     files = captioner_files(model, about=about)
@@ -75,10 +78,10 @@ def save_captioner(
 
 
 def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> CaptionModel:
-    """The captioner of a folder, or of the newest checkpoint of a run, with its averaged weights, for reading.
+    """Load the captioner of a folder, or of the newest checkpoint of a run, with its EMA weights, for inference.
 
     Raises:
-        WeightsError: No captioner there, or damaged files.
+        WeightsError: The folder is not a captioner, or its files are damaged.
     """
     folder = model_folder.resolve_checkpoint(path)
     if not (folder / SETTINGS).is_file():
@@ -101,15 +104,15 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
 
 
 def words_of(folder: Path) -> Vocabulary:
-    """The words of a captioner's folder, or of a checkpoint of one."""
+    """Load the vocabulary of a captioner's folder, or of a checkpoint of one."""
     return Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
 
 
 def copy_captioner(network: nn.Module, folder: Path, which: model_folder.WeightSet) -> None:
-    """Copies the weights of a verified folder into a network: the averaged ones ("ema") or those "trained".
+    """Copy the weights of a verified folder into a network: the EMA weights ("ema") or the "trained" ones.
 
     Raises:
-        WeightsError: Weights of another network.
+        WeightsError: The weights do not fit the network.
     """
     path = model_folder.weights_of(folder, FILE, which)
     tensors = read_tensors(path)
@@ -118,10 +121,10 @@ def copy_captioner(network: nn.Module, folder: Path, which: model_folder.WeightS
 
 
 def extend_vocabulary(base: CaptionModel, words: Vocabulary) -> Captioner:
-    """A captioner's network with more words, those of the base first and as it knows them.
+    """Create a captioner's network with a larger vocabulary, which keeps the embeddings of the base's words.
 
     Args:
-        words: The base's and more behind them.
+        words: Vocabulary that begins with the words of the base.
     """
     network = Captioner(replace(base.network.config, vocab_size=len(words)))
     state: dict[str, Tensor] = dict(base.network.state_dict())
@@ -132,7 +135,7 @@ def extend_vocabulary(base: CaptionModel, words: Vocabulary) -> Captioner:
 
 
 def captioner_card(model: CaptionModel, about: str = "") -> str:
-    """A card of a captioner in Markdown."""
+    """Return the card of a captioner in Markdown."""
     config = model.network.config
     rows = {
         "reads": f"videos and images of {config.channels} channels, sides multiples of {config.patch} px",

@@ -62,10 +62,14 @@ class ManifestEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The last file of a folder to be written; its presence says that the others are complete.
+    """Manifest of a folder. It is written last, so that its presence shows that the other files are complete.
 
-    kind: "model" or "training". step: optimiser steps behind it. files: by name inside the folder. former_sha256: what
-    `identity` was before the same tensors were described by other words.
+    Attributes:
+        kind: Kind of the folder, "model" or "training".
+        step: Number of optimiser steps of the training.
+        files: Size and hash of each file, by name inside the folder.
+        versions: Versions of the libraries that wrote the folder.
+        former_sha256: Former values of `identity` for the same tensors, before keys in model.yaml were renamed.
     """
 
     kind: str
@@ -77,7 +81,7 @@ class Manifest:
 
 
 def step_name(step: int) -> str:
-    """The folder's name of a training checkpoint: step_000500."""
+    """Name of the folder of a training checkpoint, such as step_000500."""
     return f"step_{step:06d}"
 
 
@@ -87,17 +91,17 @@ def step_name(step: int) -> str:
 def save(
     folder: Path, files: Mapping[str, Content], *, kind: str = "model", step: int = 0, replace: bool = False
 ) -> Manifest:
-    """Publishes the files as one folder: afterwards all of them are there, or nothing changed.
+    """Publish files as one folder, completely or not at all.
 
     Args:
-        folder: The final place; missing parents are made.
-        files: Content by name inside the folder, such as "ema/denoiser.safetensors"; the suffix decides the format.
-        kind: Recorded in the manifest.
-        step: Recorded in the manifest.
-        replace: Take the place of a folder that is there already.
+        folder: Final path; missing parents are created.
+        files: Content by name inside the folder, such as "ema/denoiser.safetensors"; the suffix determines the format.
+        kind: Kind of the folder for the manifest.
+        step: Number of optimiser steps for the manifest.
+        replace: True if an existing folder is replaced.
 
     Raises:
-        OutputError: Something is there already, or the place cannot be written.
+        OutputError: The folder exists already, or it cannot be written.
         OutOfResources: The disk is full; nothing changed.
     """
     if not replace and (folder.exists() or folder.is_symlink()):
@@ -120,7 +124,7 @@ def save(
 
 
 def prune(parent: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` training checkpoints; call it after the newest is published."""
+    """Delete all training checkpoints except the newest `keep`; call it after the newest is published."""
     for folder in checkpoints(parent)[max(keep, 1) :]:
         dropped = _beside(folder, "dropped")
         with suppress(OSError):
@@ -129,10 +133,10 @@ def prune(parent: Path, keep: int) -> None:
 
 
 def remove_stale(parent: Path) -> list[Path]:
-    """Removes what writers that died have left in `parent`; returns what was removed.
+    """Remove what interrupted writers have left in `parent`, and return what was removed.
 
     A folder that was moved away while its successor was published is moved back if the successor is missing.
-    Folders of processes that still run are left alone.
+    Folders of running processes are not changed.
     """
     removed: list[Path] = []
     for path in sorted(parent.iterdir()) if parent.is_dir() else []:
@@ -149,7 +153,7 @@ def remove_stale(parent: Path) -> list[Path]:
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose versions may matter to whoever reads a checkpoint later."""
+    """Versions of the libraries that may matter when a checkpoint is read later."""
     import safetensors
     import torch
 
@@ -175,10 +179,10 @@ def checkpoints(parent: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder; the files it names are not looked at.
+    """Read the manifest of a folder, without checking the files that it names.
 
     Raises:
-        WeightsError: There is none, or it is damaged or of a later format.
+        WeightsError: The manifest is missing, damaged or of a later format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -210,10 +214,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a folder of which every file has the recorded size and sha256.
+    """Read the manifest of a folder, and check the size and sha256 of every file.
 
     Raises:
-        WeightsError: A line for each file that is missing or differs, with what was expected and found.
+        WeightsError: A file is missing or differs; there is a line for each, with the expected and the actual value.
     """
     manifest = read_manifest(folder)
     faults: list[str] = []
@@ -233,10 +237,11 @@ def verify(folder: Path) -> Manifest:
 
 
 def latest_valid(parent: Path, on_invalid: Callable[[Path, WeightsError], None] | None = None) -> Path | None:
-    """The newest training checkpoint in `parent` that verifies, or None.
+    """Return the newest valid training checkpoint in `parent`, or None.
 
     Args:
-        on_invalid: (folder, error) -> called for each newer checkpoint that was skipped; None: a warning is logged.
+        on_invalid: Function (folder, error) called for each newer checkpoint that is skipped; None: a warning is
+            logged.
     """
     for folder in checkpoints(parent):
         try:
@@ -252,10 +257,10 @@ def latest_valid(parent: Path, on_invalid: Callable[[Path, WeightsError], None] 
 
 
 def read_json(path: Path) -> Any:
-    """The values of a JSON file of a checkpoint.
+    """Read the values of a JSON file of a checkpoint.
 
     Raises:
-        WeightsError: Missing or damaged.
+        WeightsError: The file is missing or damaged.
     """
     try:
         return json.loads(path.read_bytes())
@@ -302,7 +307,7 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes names durable, where the system lets a folder be opened."""
+    """Make names in a folder durable, if the system allows opening folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -312,7 +317,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _runs_elsewhere(pid: int) -> bool:
-    """Return True if another process has this number; our own may be that of an earlier container."""
+    """Return True if another process has this process ID; our own may be that of an earlier container."""
     if pid == os.getpid():
         return False
     try:
@@ -347,7 +352,7 @@ def base_of(folder: Path) -> BaseModel | None:
     """Return the base model of the LoRA or ControlNet in a folder; None for a folder of whole weights.
 
     Raises:
-        WeightsError: The file that says so is damaged.
+        WeightsError: The file that names the base model is damaged.
     """
     if not (folder / BASE).is_file():
         return None
@@ -361,10 +366,10 @@ def base_of(folder: Path) -> BaseModel | None:
 
 
 def identity(folder: Path) -> str:
-    """The sha256 over the hashes of model.yaml and of the tensors, the EMA weights where there are some.
+    """SHA-256 of the hashes of model.yaml and of the tensors; EMA weights take the place of trained ones.
 
     Raises:
-        WeightsError: A folder without a readable manifest.
+        WeightsError: The folder has no readable manifest.
     """
     files = read_manifest(folder).files
     averaged = {file for file in files if file.startswith("ema/")}
@@ -379,7 +384,7 @@ def identity(folder: Path) -> str:
 
 
 def is_same(stated: str, current: str) -> bool:
-    """Return True if the identity that an image, a LoRA or a ControlNet states is that of a model, or a former one."""
+    """Return True if an identity stated by an image, LoRA or ControlNet is the present or a former one of a model."""
     return stated == current or stated in _former_identities().get(current, ())
 
 
@@ -405,8 +410,8 @@ def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[s
     """Return the files of a saved model's folder, except the manifest.
 
     Args:
-        about: Markdown for the end of the card: how the model was trained, how good it is.
-        small: Store int8 weights, see `quantize`.
+        about: Markdown for the end of the card, about the training and the evaluation.
+        small: True if weights are stored as int8, see `quantize`.
     """
     if model.base is not None:
         what = ADDITIONS[model.base.what]
@@ -424,10 +429,10 @@ def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[s
 
 
 def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "", small: bool = False) -> Path:
-    """Write the model's folder, whole or not at all; return it.
+    """Write the model's folder, completely or not at all, and return it.
 
     Args:
-        force: Replace an existing folder.
+        force: True if an existing folder is replaced.
         about, small: Arguments of `model_files`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A LoRA that was trained here, as the one part with weights of a run's checkpoints, and where such a file lies."""
+"""LoRAs in training: their weights as a part of a run's checkpoints, and their names in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = "trained"  # on the network
 
 
 class TrainedLora(nn.Module):
-    """The LoRA in training on a network, seen as a module: its state dict is the file, in our naming."""
+    """LoRA that is trained on a network, as a module whose state dict contains the tensors of the LoRA's file."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class TrainedLora(nn.Module):
         return lora.lora_state(self._on[0], NAME)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The file's tensors by key; they are those that train."""
+        """Return the tensors of the file by key, which are the trained parameters."""
         return native_tensors({DENOISER: self._additions})
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """Copies a file's numbers into the parameters."""
+        """Copy the tensors of a file into the parameters."""
         for key, tensor in self.state_dict().items():
             tensor.copy_(state_dict[key])
 

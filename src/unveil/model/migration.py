@@ -1,9 +1,9 @@
-"""The reader of former names: what recipes, saved models, runs and reports of earlier versions contain, in new names.
+"""Migration of former names: recipes, saved models, runs and reports of earlier versions are converted to new names.
 
 The tables hold every key that was renamed, by section. `migrate` rewrites plain values, `migrate_path` the dotted path
-of an override, `migrate_settings` the flat settings of sampling in metadata. `foreign` answers keys of other libraries.
-A section is named by its place in a recipe and its kind: `train`, `network/unet`, `data/folder`; the rows of `network`
-hold for every kind of network.
+of an override, `migrate_settings` the flat settings of sampling in metadata. `foreign` names our key for one of another
+library. A section is named by its place in a recipe and its kind: `train`, `network/unet`, `data/folder`; the rows of
+`network` apply to every kind of network.
 """
 
 from __future__ import annotations
@@ -300,10 +300,10 @@ GUIDANCE_SCHEDULES = ("constant", "linear", "cosine", "power-cosine")  # former 
 
 
 class Former:
-    """The former names that were met in one file or one override, for one line about them.
+    """Former names that were found in one file or one override, for one warning.
 
     Args:
-        where: The name of the file or of the override.
+        where: Name of the file or text of the override.
     """
 
     def __init__(self, where: str) -> None:
@@ -311,11 +311,11 @@ class Former:
         self.pairs: dict[str, str] = {}
 
     def add(self, former: str, now: str) -> None:
-        """Notes a former name and the new one."""
+        """Record a former name and the new one."""
         self.pairs[former] = now
 
     def warn(self) -> None:
-        """Writes the line, if a former name was met."""
+        """Log the warning, if there is a former name."""
         if self.pairs:
             _log.warning("%s", self)
 
@@ -325,12 +325,11 @@ class Former:
 
 
 def migrate(raw: Any, section: str = "recipe", former: Former | None = None) -> Any:
-    """The plain values of a section with new names; what is given is left as it is.
+    """Return the plain values of a section with new names; the given values are not changed.
 
     Args:
-        section: Kind of the values, such as `recipe` for a recipe or a model.yaml, `sample`,
-            `network`.
-        former: Takes the former names that were met.
+        section: Kind of the values, such as `recipe` for a recipe or a model.yaml, `sample`, `network`.
+        former: Record to which the former names are added.
 
     Raises:
         RecipeError: A key is given by its former and by its new name.
@@ -341,10 +340,10 @@ def migrate(raw: Any, section: str = "recipe", former: Former | None = None) -> 
 
 
 def migrate_path(raw: Any, path: str, value: Any, former: Former | None = None) -> tuple[str, Any]:
-    """The dotted path and the value of an override in new names.
+    """Return the dotted path and the value of an override in new names.
 
     Args:
-        raw: The recipe that is overridden, in new names.
+        raw: Recipe that is overridden, in new names.
     """
     former = former or Former("")
     section, here, done = "recipe", raw, []
@@ -372,7 +371,7 @@ def migrate_path(raw: Any, path: str, value: Any, former: Former | None = None) 
 
 
 def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat settings of sampling in new names; keys that are no settings stay as they are."""
+    """Return the flat settings of sampling in new names; other keys are not changed."""
     raw = dict(settings)
     if raw.get("schedule") in GUIDANCE_SCHEDULES:
         raw["guidance_schedule"] = raw.pop("schedule")
@@ -464,13 +463,13 @@ CONTROL_KEYS = {"picture": "image", "picture_sha256": "image_sha256"}  # former 
 
 
 def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata in today's form.
+    """Return metadata in the present format.
 
     Args:
         facts: Metadata of any format.
 
     Raises:
-        DataError: They are damaged.
+        DataError: The metadata are damaged.
     """
     facts = _renamed_keys(facts)
     if "fps" in facts:  # a video: its metadata of format 1 lack what is needed to generate it again

@@ -56,17 +56,18 @@ class GenerateOptions(TypedDict, total=False):
         sampler: Name in `samplers.sampler_specs`.
         schedule: Noise schedule: a name in `schedules.SCHEDULES`, a respacing string, or falling times.
         threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
-        eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.
+        eta: Share of the ancestral chain's noise, for samplers that take it; 0: deterministic.
         sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
             {"options": {"s_churn": 40}}.
-        cond_grad: (x, level) -> gradient of log p(y | x), such as `guidance.gradient` of a classifier's score. It
-            moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
+        cond_grad: Function (x, level) that returns the gradient of log p(y | x), such as `guidance.gradient` of a
+            classifier's score. It moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all
+            others.
         size: Height and width in pixels, or frames, height and width of a video, if other than the model's shape.
-        tile_size: Size that the network takes in one call, see `Model.resized`.
-        transform: (run, rows) -> the run that takes the place of each batch's run, a `SamplingRun`.
+        tile_size: Size that the network processes in one call, see `Model.resized`.
+        transform: Function (run, rows) that returns the `SamplingRun` to use in place of each batch's run.
         batch: Number of samples in one batch; None: all.
         start_index: Index of the first sample, by default 0; with one seed for each sample, index of every sample.
-        on_step: Called after each step of each batch; it may raise `errors.Cancelled`.
+        on_step: Function called after each step of each batch; it may raise `errors.Cancelled`.
     """
 
     negative_cond: Raw | None
@@ -86,7 +87,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 class Model(nn.Module):
-    """A diffusion model: recipes describe it, training fits it, and checkpoints hold it.
+    """A diffusion model: the denoiser, the conditioners and the autoencoder, with their configuration.
 
     Args:
         denoiser: Network with its noise process and its prediction target.
@@ -195,12 +196,13 @@ class Model(nn.Module):
         A control image is passed to `generate` as a condition, under the key of its ControlNet.
 
         Args:
-            mode: "balanced", or "guess": the control image counts more than the prompt. Deep layers are then
-                controlled more strongly than shallow ones, and the negative condition is not controlled.
+            mode: Mode of the ControlNets: "balanced", or "guess", in which the control image counts more than the
+                prompt. Deep layers are then controlled more strongly than shallow ones, and the negative condition is
+                not controlled.
 
         Raises:
-            RecipeError: A key that a conditioner of the model has, or two ControlNets with one key.
-            WeightsError: A ControlNet for another base model.
+            RecipeError: A key belongs to a conditioner of the model, or two ControlNets have the same key.
+            WeightsError: A ControlNet belongs to another base model.
         """
         factor = self.shape[-1] // self.autoencoder.latent_shape(self.shape)[-1]
         # a model of latents whose autoencoder is not part of it
@@ -259,7 +261,7 @@ class Model(nn.Module):
             was trained without condition dropout.
 
         Raises:
-            RecipeError: An unknown key (the nearest is named) or value, or a list of another length.
+            RecipeError: A key (the message names the nearest) or a value is unknown, or a list has the wrong length.
         """
         return build_conditions(cast(Mapping[str, Any], self.conditioners), cond or {}, count)
 
@@ -340,8 +342,8 @@ class Model(nn.Module):
             options: Further keywords, those of `GenerateOptions`: sampler, schedule, size, batch and others.
 
         Raises:
-            RecipeError: A setting that cannot work, or an unknown keyword (the nearest is named).
-            NonFinite: Sampling left the finite numbers.
+            RecipeError: A setting is invalid, or a keyword is unknown; the message names the nearest.
+            NonFinite: The sampled values are not finite.
         """
         settings = self.sampling.changed(_sampling_changes(options, steps=steps, guidance_scale=guidance_scale))
         cond = _with_conditions(cond or {}, prompt=prompt, label=label)

@@ -1,4 +1,4 @@
-"""The page that goes with a model: what it is, what it needs, what it was not made for."""
+"""Model cards: the description, the requirements and the limits of a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def card(model: Model, about: str = "") -> str:
-    """A model card in Markdown.
+    """Return the card of a model in Markdown.
 
     Args:
-        about: Markdown for the end: how it was trained, how good it is.
+        about: Markdown for the end of the card, about the training and the evaluation.
     """
     count = sum(p.numel() for p in model.parameters())
     rows = {
@@ -45,10 +45,10 @@ def card(model: Model, about: str = "") -> str:
 
 
 def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderModelConfig, about: str = "") -> str:
-    """A card of an autoencoder in Markdown.
+    """Return the card of an autoencoder in Markdown.
 
     Args:
-        about: Markdown for the end: how it was trained, how good it is.
+        about: Markdown for the end of the card, about the training and the evaluation.
     """
     latents = codec.latent_shape(config.shape)
     values = math.prod(latents)
@@ -67,7 +67,7 @@ def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderModelCon
 
 
 def _named(prediction: str | Section) -> str:
-    """A name, or a preconditioning's kind with its settings."""
+    """Return a name, or a preconditioning's kind with its settings."""
     if isinstance(prediction, str):
         return prediction
     settings = prediction.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Saved models: their folders, found by name, and read into a model.
+"""Loading of saved models from folders, which are found by path or by name.
 
     model.yaml  denoiser.safetensors  label.safetensors  autoencoder.safetensors  card.md  manifest.json
 
@@ -110,11 +110,11 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     Every file is checked against its sha256, then mapped into memory: pages are read when they are first used.
 
     Args:
-        dtype: Type that floating-point weights are converted to; None keeps the file's.
+        dtype: Type that floating-point weights are converted to; None: the types of the file.
 
     Raises:
-        WeightsError: No such folder, a damaged one, or weights of another shape than model.yaml states (lists the
-            keys).
+        WeightsError: The folder does not exist or is damaged, or the shapes of weights differ from those of model.yaml;
+            the message lists the keys.
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -148,8 +148,8 @@ def load_autoencoder(path: Path | str) -> tuple[AutoencoderModelConfig, Autoenco
     """Return the autoencoder of a folder (saved one, checkpoint or run) with its EMA weights, frozen.
 
     Raises:
-        WeightsError: No such folder, a damaged one, no autoencoder, or weights of another shape than model.yaml
-            states.
+        WeightsError: The folder does not exist, is damaged or contains no autoencoder, or the shapes of weights differ
+            from those of model.yaml.
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -168,7 +168,8 @@ def load_latent_autoencoder(path: Path | str) -> AutoencoderKL | VQModel:
     """Load the autoencoder of a folder, frozen: a saved autoencoder, or that of a latent diffusion model.
 
     Raises:
-        WeightsError: As in `load_autoencoder` and `load_model`, or the model is one of pixels.
+        WeightsError: The folder cannot be loaded, as in `load_autoencoder` and `load_model`, or the model has no
+            autoencoder.
     """
     described = resolve_checkpoint(path) / "model.yaml"
     if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
@@ -183,7 +184,8 @@ def load_weights(model: Model, path: Path | str, *, which: WeightSet = "ema") ->
     """Copy the weights of a folder into a model that is built already; return it.
 
     Raises:
-        WeightsError: No such folder, a damaged one, or weights of another shape than the model's (lists the keys).
+        WeightsError: The folder does not exist or is damaged, or the shapes of weights differ from the model's; the
+            message lists the keys.
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -195,7 +197,8 @@ def load_into(model: nn.Module, folder: Path, which: WeightSet) -> None:
     """Copy the weights of a verified folder into a model that is built already.
 
     Raises:
-        WeightsError: Weights of another shape than the model's (lists the keys), or an adapter of another base.
+        WeightsError: The shapes of weights differ from the model's, with a list of keys, or an adapter has another
+            base.
     """
     stated, base = base_of(folder), model.base if isinstance(model, Model) else None
     if stated is not None and base is not None and not checkpoint_store.is_same(stated.sha256, base.sha256):
@@ -223,7 +226,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     It is the folder itself, the newest valid checkpoint of a run, or a bundled model.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: No folder with a manifest is found.
     """
     name, path = str(path), Path(path)
     if not path.exists():
@@ -297,7 +300,7 @@ def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
     A name may omit the suffix and the folders inside the subfolder. If nothing has this name, it is returned as a path.
 
     Raises:
-        WeightsError: Several have this name; they are listed.
+        WeightsError: Several models have this name; the message lists them.
     """
     path = Path(name)
     if path.exists() or path.is_absolute():
@@ -337,7 +340,7 @@ def _models(folder: Path) -> Iterator[Path]:
 
 
 def _restore_files(model: Model, folder: Path) -> None:
-    """Give text encoders their files other than weights."""
+    """Restore the files of text encoders besides their weights."""
     for name, part in texts_of(model):
         files = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
         part.restore_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in files})
@@ -351,7 +354,7 @@ def _diffusers_class(path: Path) -> str | None:
 
 
 def weights_of(folder: Path, name: str, which: WeightSet) -> Path:
-    """File of a part in a verified folder: its EMA weights ("ema") if the folder has some, or the "trained" ones."""
+    """Path of a part's weights in a verified folder: the EMA weights ("ema") if it has some, or the "trained" ones."""
     if name == AUTOENCODER and not (folder / name).is_file():
         name = FORMER_AUTOENCODER
     averaged = folder / "ema" / name
@@ -371,7 +374,7 @@ def _assign(model: nn.Module, folder: Path, which: WeightSet, dtype: torch.dtype
 
 
 def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raise a WeightsError that lists what does not fit, unless a part takes exactly these tensors."""
+    """Raise WeightsError with a list of differences, unless the part takes exactly these tensors."""
     expected = {key: tuple(value.shape) for key, value in part.state_dict().items()}
     faults = [f"{key}: missing" for key in expected if key not in tensors]
     faults += [f"{key}: not a part of this network" for key in tensors if key not in expected]

@@ -1,4 +1,4 @@
-"""Texts turned into others by a sequence model, and what its heads look at while it does so."""
+"""Inference with sequence models: translation, exact match, and attention weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from unveil.playground.text_pairs import Pair
 
 
 class Translation(NamedTuple):
-    """A text that a model wrote.
+    """Text that a model generated.
 
-    log_probability: natural, of the whole text. ended: False where it was cut off.
+    Attributes:
+        log_probability: Natural logarithm of the probability of the whole text.
+        ended: True if the text ends with the end token, False if it was cut off at the limit.
     """
 
     text: str
@@ -30,8 +32,10 @@ class Translation(NamedTuple):
 class TranslationAttention(NamedTuple):
     """Attention weights of a model's heads.
 
-    source, target: the tokens as written, the end of the source and the begin of the target included.
-    weights: (heads, N, M) each, by name: `encoder.0`, and `decoder.0` on its own tokens, `crossed.0` on the source.
+    Attributes:
+        source, target: Tokens as written, with the end token of the source and the begin token of the target.
+        weights: Weights (heads, N, M) by name: `encoder.0`; `decoder.0` of the self-attention and `crossed.0` of the
+            cross-attention of the decoder.
     """
 
     source: list[str]
@@ -45,8 +49,8 @@ def translate(
     """Return the translation of each text; one beam is greedy decoding.
 
     Raises:
-        RecipeError: An empty text.
-        ShapeError: A text beyond the model's limit.
+        RecipeError: A text is empty.
+        ShapeError: A text is longer than the model's limit.
     """
     translations: list[Translation] = []
     for part, source, mask in _batches(model, texts, batch):
@@ -73,10 +77,10 @@ def exact_match(
 ) -> list[bool]:
     """Return for each pair if the model predicts the target exactly, including its end.
 
-    A target with a token that the model does not know is never written.
+    A target with a token outside the vocabulary never matches.
 
     Raises:
-        RecipeError, ShapeError: As in `translate`.
+        RecipeError, ShapeError: A text is empty or too long, as in `translate`.
     """
     sources = [pair.source for pair in pairs]
     written = translate(model, sources, beams=beams, length_power=length_power, batch=batch)
@@ -91,7 +95,7 @@ def attention_maps(model: SequenceModel, source: str, target: str) -> Translatio
     """Return the attention weights of each head for a source and a target text, in one pass over both.
 
     Raises:
-        RecipeError, ShapeError: As in `translate`.
+        RecipeError, ShapeError: A text is empty or too long, as in `translate`.
     """
     ((_, read, mask),) = _batches(model, [source], 1)
     written = [BEGIN, *model.target.encode(target)]
@@ -108,12 +112,12 @@ def attention_maps(model: SequenceModel, source: str, target: str) -> Translatio
 
 
 def unknown_tokens(model: SequenceModel, text: str) -> list[str]:
-    """The parts of a text that the model has no token for."""
+    """Return the parts of a text that are not in the vocabulary."""
     return [part for part in model.source.split(text) if UNKNOWN in model.source.encode(part)]
 
 
 def _batches(model: SequenceModel, texts: Sequence[str], batch: int) -> Iterator[tuple[Sequence[str], Tensor, Tensor]]:
-    """Texts with their tokens (B, M), the end included, and which of these count."""
+    """Yield batches of texts with their tokens (B, M), the end included, and the mask of the tokens."""
     device = next(model.network.parameters()).device
     for first in range(0, len(texts), batch):
         part = texts[first : first + batch]

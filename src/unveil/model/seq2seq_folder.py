@@ -1,4 +1,4 @@
-"""Sequence models on disk: a card, its weights, and the vocabularies of both sides."""
+"""Folders of saved sequence models: a card, the weights, and the vocabularies of both sides."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from unveil.nn.transformer import Transformer, TransformerConfig
 
 
 class SequenceModel(NamedTuple):
-    """A transformer with the vocabularies that it reads and writes.
+    """Transformer with the vocabularies of source and target.
 
-    facts: of its card, which say how it was trained and how it decodes.
+    Attributes:
+        facts: Content of the card besides the network, such as the training and the settings of decoding.
     """
 
     network: Transformer
@@ -35,13 +36,13 @@ class SequenceModel(NamedTuple):
 
 
 def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool = False) -> Path:
-    """Writes NAME.safetensors, NAME.json with the vocabularies and, last, the card NAME.yaml with their hashes.
+    """Write NAME.safetensors, NAME.json with the vocabularies and, last, the card NAME.yaml with their hashes.
 
     Returns:
-        The card, which `load_sequence` opens.
+        Path of the card, for `load_sequence`.
 
     Raises:
-        OutputError: A file of that name is there and `force` is not set.
+        OutputError: A file of that name exists, and `force` is not set.
     """
     weights, words, card = (folder / f"{name}.{end}" for end in ("safetensors", "json", "yaml"))
     for path in (weights, words, card):
@@ -60,10 +61,10 @@ def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool 
 
 
 def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> SequenceModel:
-    """The sequence model of a card, or of the folder that holds it, for reading.
+    """Load the sequence model of a card, or of the folder that contains it, for inference.
 
     Raises:
-        WeightsError: No such card, another kind of model's, or damaged files.
+        WeightsError: The card does not exist or is that of another kind of model, or a file is damaged.
     """
     card = _card(Path(path))
     try:
@@ -89,7 +90,7 @@ def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> Seque
 
 
 def sequence_cards(folder: Path) -> list[Path]:
-    """List the cards of sequence models in a folder: each has a file of vocabularies of the same name."""
+    """List the cards of sequence models in a folder, each with a file of vocabularies of the same name."""
     return [card for card in sorted(folder.glob("*.yaml")) if card.with_suffix(".json").is_file()]
 
 

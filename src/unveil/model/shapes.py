@@ -16,7 +16,7 @@ _MAX_FRAMES_PER_LATENT = 64
 
 
 def size_multiple(model: Model) -> int:
-    """Return the number of pixels that height and width must be multiples of; 1 if the network states none."""
+    """Return the number of pixels of which height and width must be multiples; 1 if the network has no such limit."""
     of_network = getattr(model.denoiser.network, "multiple", 1)
     return int(of_network) * vae_scale_factor(model)
 
@@ -62,7 +62,7 @@ def temporal_compression(model: Model) -> TemporalCompression:
 
 
 def check_size(model: Model, size: Sequence[int]) -> None:
-    """Refuse a size in pixels, (H, W), or (T, H, W) of a video, that the network does not take.
+    """Check a size in pixels, (H, W), or (T, H, W) of a video, for the network.
 
     Raises:
         RecipeError: The network does not take it; the message names the nearest sizes.
@@ -93,7 +93,7 @@ def round_up_frames(model: Model, frames: int) -> int:
     """Return the smallest number of frames, at least `frames`, that the model's latents encode.
 
     Raises:
-        RecipeError: Fewer than 1 frame.
+        RecipeError: `frames` is below 1.
     """
     if frames < 1:
         raise RecipeError(f"frames {frames}: at least 1, which is an image")

@@ -25,8 +25,8 @@ def average_weights(models: Sequence[Model], shares: Sequence[float]) -> Model:
         shares: Share of each model, divided by their sum; a share below 0 leads away from its model.
 
     Raises:
-        RecipeError: Fewer than two models, another number of shares, or shares whose sum is not above 0.
-        WeightsError: Networks that differ (names a weight), or vocabularies of which none begins the other.
+        RecipeError: There are fewer than two models, or the shares are not one per model with a sum above 0.
+        WeightsError: The networks differ (the message names a weight), or no vocabulary begins with all others.
 
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", equation 1 (arXiv:2109.01903); of more than
         two: Wortsman et al. 2022, "Model soups" (arXiv:2203.05482).

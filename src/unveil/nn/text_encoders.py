@@ -103,11 +103,11 @@ class T5EncoderConfig:
     Args:
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
         head_dim: Width of one attention head.
+        intermediate_size: Width of the MLPs.
         vocab_size: Number of rows of the embedding table.
         max_length: Number of tokens of a row; any number is possible, because positions are relative.
         feed: Kind of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
         buckets, distance: Number of buckets and largest distance of the relative positions.
-        buckets, distance: Buckets and distance of the relative positions.
         norm_eps: Epsilon of the normalisations.
         attend: Tokens that are attended to: "tokens" hides padding, "all" treats it like any other text.
         positions: Relative positions of the blocks: those of the first block ("shared", T5), or their own ("each",

@@ -40,9 +40,9 @@ class DiscriminatorSection(Section):
 
     Attributes:
         kind: Loss of the discriminator.
-        weight: Weight of its loss for the decoder, after both gradients have been brought to one length.
+        weight: Weight of its loss for the decoder, after the gradients of both losses are scaled to equal norm.
         start: First step in which the discriminator is trained and its loss counts.
-        width, layers: Channels and layers, see `nn.discriminator.DiscriminatorConfig`.
+        width, layers: Number of channels and of layers, see `nn.discriminator.DiscriminatorConfig`.
     """
 
     kind: Literal["hinge", "vanilla"] = "hinge"
@@ -108,7 +108,7 @@ class ReconstructionConfig(Section):
 
 
 class AutoencoderModelConfig(Section):
-    """An autoencoder, as `model.yaml` of a saved one describes it.
+    """An autoencoder: the content of `model.yaml` in its folder.
 
     Attributes:
         shape: Shape of one image, (C, H, W), or of one video, (C, T, H, W).
@@ -128,7 +128,7 @@ class AutoencoderModelConfig(Section):
         return self
 
     def build_config(self) -> AutoencoderKLConfig | VQModelConfig:
-        """Configuration of the autoencoder, with the channels of the data."""
+        """Return the configuration of the autoencoder, with the channels of the data."""
         return autoencoder_config(self.autoencoder, self.shape)
 
     def build(self) -> AutoencoderKL | VQModel:

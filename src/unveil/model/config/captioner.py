@@ -1,4 +1,4 @@
-"""Recipes of captioners: what they look at, the network, its words, training and how it writes."""
+"""Recipes of captioners: their data, network, vocabulary, training and decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ else:
 
 
 class VocabularySection(Section):
-    """The words that a captioner writes, which are those of its training captions.
+    """Vocabulary of a captioner, from its training captions.
 
     Attributes:
         unit: Kind of a word; "characters" for Chinese.
@@ -43,12 +43,12 @@ class CaptionEvaluateConfig(Section):
 
 
 class CaptionerFields(Section):
-    """The parts of a recipe of kind captioner, beside what describes it.
+    """Parts of a recipe of kind captioner, besides the header.
 
     Attributes:
-        base: A trained captioner that training goes on from; new words are learned beside its own.
-        key: The item's key that is looked at; its caption is "text".
-        smoke_test: Overrides by dotted key that make a run of seconds.
+        base: Trained captioner that training starts from; new words are added to its vocabulary.
+        key: Key of the item's image or video; its caption is under "text".
+        smoke_test: Overrides by dotted key for a run of a few seconds.
     """
 
     kind: Literal["captioner"] = "captioner"

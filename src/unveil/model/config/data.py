@@ -1,4 +1,4 @@
-"""The data section of a recipe: any kind of data, and for images the control image that is computed from each."""
+"""The data section of a recipe: any kind of data, and for images a control image that is computed from each."""
 
 from __future__ import annotations
 

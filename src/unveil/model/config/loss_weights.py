@@ -16,12 +16,12 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 def _from_name(value: Any) -> Any:
-    """A section whose settings are all at their defaults may be written as its kind alone."""
+    """Expand a kind to a section with default settings."""
     return {"kind": value} if isinstance(value, str) else value
 
 
 def _to_name(value: Section, dump: SerializerFunctionWrapHandler) -> Any:
-    """And is written so."""
+    """Dump a section whose settings are all defaults as its kind only."""
     return dump(value) if value.model_fields_set - {"kind"} and value != type(value)() else dump(value)["kind"]
 
 
@@ -37,16 +37,16 @@ class WeightSection(Section, ABC):
 
 
 class UniformWeight(WeightSection):
-    """Even on what is predicted."""
+    """Uniform weight of the error of the predicted target, in place of a weight in x0 space."""
 
     kind: Literal["none"] = "none"
 
     def build(self) -> None:
-        """No weight."""
+        """Return None, because the weight is not in x0 space."""
 
 
 class SNRWeight(WeightSection):
-    """alpha^2 / sigma^2."""
+    """Weight alpha^2 / sigma^2, the SNR."""
 
     kind: Literal["snr"] = "snr"
 
@@ -56,7 +56,7 @@ class SNRWeight(WeightSection):
 
 
 class TruncatedSNRWeight(WeightSection):
-    """max(SNR, 1)."""
+    """Weight max(SNR, 1)."""
 
     kind: Literal["truncated-snr"] = "truncated-snr"
 
@@ -66,7 +66,7 @@ class TruncatedSNRWeight(WeightSection):
 
 
 class MinSNRWeight(WeightSection):
-    """min(SNR, gamma)."""
+    """Weight min(SNR, gamma)."""
 
     kind: Literal["min-snr"] = "min-snr"
     gamma: Positive = 5.0
@@ -77,7 +77,7 @@ class MinSNRWeight(WeightSection):
 
 
 class P2Weight(WeightSection):
-    """SNR / (k + SNR)^gamma."""
+    """Weight SNR / (k + SNR)^gamma."""
 
     kind: Literal["p2"] = "p2"
     k: Positive = 1.0
@@ -89,10 +89,10 @@ class P2Weight(WeightSection):
 
 
 class EDMWeight(WeightSection):
-    """1 / sigma_data^2 + SNR, which is even on EDM's F.
+    """Weight 1 / sigma_data^2 + SNR, which is uniform on EDM's F.
 
     Attributes:
-        sigma_data: Deviation of the data.
+        sigma_data: Standard deviation of the data.
     """
 
     kind: Literal["edm"] = "edm"
@@ -104,7 +104,7 @@ class EDMWeight(WeightSection):
 
 
 class FlowWeight(WeightSection):
-    """min((1 + alpha / sigma)^2, max_weight), which is uniform on the velocity of a rectified flow.
+    """Weight min((1 + alpha / sigma)^2, max_weight), which is uniform on the velocity of a rectified flow.
 
     Attributes:
         max_weight: Upper bound of the weight; None: no bound.
@@ -119,10 +119,10 @@ class FlowWeight(WeightSection):
 
 
 class SigmoidWeight(WeightSection):
-    """SNR sigmoid(bias - log SNR); for times even in log-SNR.
+    """Weight SNR sigmoid(bias - log SNR), for times that are uniform in log SNR.
 
     Attributes:
-        bias: The log SNR where the weight on eps has fallen to a half.
+        bias: Log SNR at which the weight on eps is a half.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"

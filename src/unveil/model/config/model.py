@@ -1,4 +1,4 @@
-"""The configuration of a model: everything that its weights need to run, with a `kind` for each part."""
+"""The configuration of a model: all that its weights need to run, with a `kind` for each part."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class IdentitySection(Section):
 
 
 class SavedSection(Section):
-    """The autoencoder in a folder: a trained or saved autoencoder, or that of a model.
+    """The autoencoder in a folder, which contains an autoencoder or a latent diffusion model.
 
     Attributes:
         path: Folder, or name of a bundled model.
@@ -119,7 +119,7 @@ def latent_shape(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> tuple[
     """Shape of the latents of one sample, given the shape of its pixels.
 
     Raises:
-        RecipeError: A shape that the autoencoder does not take, or a saved autoencoder whose latents are unknown.
+        RecipeError: The autoencoder does not take the shape, or the latents of a saved autoencoder are unknown.
     """
     if isinstance(autoencoder, IdentitySection):
         return tuple(shape)
@@ -146,7 +146,7 @@ def latent_shape(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> tuple[
 
 
 def autoencoder_config(autoencoder: PartSection, shape: Sequence[int]) -> Any:
-    """Configuration of the autoencoder for images or videos of a shape."""
+    """Return the configuration of the autoencoder for images or videos of a shape."""
     return autoencoder.build(dict.fromkeys(CHANNELS_FROM_DATA, shape[0]))
 
 
@@ -154,7 +154,8 @@ def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> I
     """Build the autoencoder, freshly initialised.
 
     Raises:
-        RecipeError: A saved autoencoder; its weights are read by `unveil.model.model_folder.load_latent_autoencoder`.
+        RecipeError: The section is a saved autoencoder; `unveil.model.model_folder.load_latent_autoencoder` loads its
+            weights.
     """
     if isinstance(autoencoder, IdentitySection):
         return Identity()
@@ -164,7 +165,7 @@ def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> I
 
 
 def section_of(autoencoder: Autoencoder) -> PartSection:
-    """Section of an autoencoder, with its present scale and shift."""
+    """Return the section of an autoencoder, with its present scale and shift."""
     config: LatentConfig = autoencoder.config
     kind = SECTIONS[type(config)]
     settings: dict[str, Any] = {
@@ -210,7 +211,7 @@ else:
 
 
 class NameOr:
-    """Marks a field that takes a name, or a section: Annotated[section, NameOr(names)]."""
+    """Marker of a field that takes a name or a section: Annotated[section, NameOr(names)]."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -247,10 +248,10 @@ else:
 
 
 class DiscreteVPSection(Section):
-    """A table of betas, by its published name or written out.
+    """A variance-preserving process from a table of betas, given by its published name or as a list.
 
     Attributes:
-        last: "published" leaves the table as it is; "zero-snr" stretches it until no data is left at its end.
+        last: End of the table: "published" keeps it, "zero-snr" rescales it to a terminal SNR of zero.
     """
 
     kind: Literal["discrete-vp"] = "discrete-vp"
@@ -316,11 +317,12 @@ else:
 
 
 class TimeShiftSection(Section):
-    """Another process, shifted towards noise, as larger images need it.
+    """Another process, shifted towards noise, for larger images.
 
     Attributes:
-        process: Any of the others.
-        shift: 1 changes nothing; the root of how many times more pixels there are keeps their uncertainty.
+        process: Process that is shifted.
+        shift: Factor of the shift. 1: no shift; the square root of the ratio of the numbers of pixels keeps the
+            uncertainty of the image.
     """
 
     kind: Literal["shifted"] = "shifted"
@@ -333,11 +335,11 @@ class TimeShiftSection(Section):
 
 
 class SqrtSizeShiftSection(Section):
-    """Another process, shifted towards noise by the root of how much larger a sample is than one of `size`.
+    """Another process, shifted towards noise by the square root of the ratio of a sample's size to `size`.
 
     Attributes:
-        process: Any of the others.
-        size: Frames, height and width, or height and width, of the latents that need `shift`.
+        process: Process that is shifted.
+        size: Size of the latents to which `shift` applies: frames, height and width, or height and width.
     """
 
     kind: Literal["sqrt-size-shifted"] = "sqrt-size-shifted"
@@ -346,7 +348,7 @@ class SqrtSizeShiftSection(Section):
     shift: float = Field(default=1.0, gt=0)
 
     def build(self) -> SqrtSizeShift:
-        """The process of samples of this size; `resized` returns that of others."""
+        """Return the process for samples of this size; its `resized` returns that of others."""
         return SqrtSizeShift(self.process.build(), self.shift, math.prod(self.size))
 
 
@@ -359,13 +361,13 @@ else:
 
 
 class LabelSection(Section):
-    """A class, by an embedding table.
+    """A class label, encoded by an embedding table.
 
     Attributes:
-        key: The item's key that is read.
+        key: Key of the item's label.
         names: Names of the classes; a class may then be given by its name.
         drop_prob: Probability that training drops the label, which guidance needs.
-        std: Standard deviation of a fresh table; 0.02 in DiT.
+        std: Standard deviation of a new table's values; 0.02 in DiT.
     """
 
     kind: Literal["class-label"] = "class-label"
@@ -392,7 +394,7 @@ class LabelSection(Section):
 
 
 class BinnedValueSection(Section):
-    """A number, by the row of the nearest of `codes` evenly spaced values."""
+    """A number, encoded by the row of the nearest of `codes` evenly spaced values."""
 
     kind: Literal["binned-value"] = "binned-value"
     key: str
@@ -485,12 +487,12 @@ class ModelConfig(Section):
 
     @property
     def concat_channels(self) -> int:
-        """Channels that the conditions add to the network's input."""
+        """Number of channels that the conditions add to the network's input."""
         return sum(condition.channels for condition in self.condition if isinstance(condition, ConcatSection))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """The shape of one sample as the network sees it: that of the codec's latents.
+        """Shape of one sample as input of the network, that is, of the autoencoder's latents.
 
         Raises:
             RecipeError: The autoencoder does not take images of this shape.
@@ -503,7 +505,7 @@ class ModelConfig(Section):
         return self.variance in LEARNED
 
     def network_config(self) -> Any:
-        """The network's own configuration, with what follows from the rest of the model."""
+        """Configuration of the network, with the values that follow from the rest of the model."""
         shape = self.latent_shape
         channels = shape[0]
         derived = {
@@ -517,7 +519,7 @@ class ModelConfig(Section):
         return self.network.build({name: value for name, value in derived.items() if name in wanted})
 
     def build_network(self) -> nn.Module:
-        """The network, freshly initialised."""
+        """Build the network, freshly initialised."""
         return NETWORKS[self.network.kind](self.network_config())
 
     def build_prediction(self, process: Process) -> Prediction:

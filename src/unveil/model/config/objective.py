@@ -34,7 +34,7 @@ class TimeSection(Section, ABC):
 
 
 class UniformTime(TimeSection):
-    """Every time of the process equally often."""
+    """Uniform distribution over the times of the process."""
 
     kind: Literal["uniform"] = "uniform"
 
@@ -44,7 +44,7 @@ class UniformTime(TimeSection):
 
 
 class SecondMomentTime(TimeSection):
-    """Indices in proportion to the root of their mean squared loss."""
+    """Distribution of indices in proportion to the root of their mean squared loss."""
 
     kind: Literal["second-moment"] = "second-moment"
 
@@ -58,11 +58,11 @@ class SecondMomentTime(TimeSection):
 
 
 class LogNormalTime(TimeSection):
-    """log(sigma / alpha) normal.
+    """Times with normally distributed log(sigma / alpha).
 
     Attributes:
-        location: Its mean, EDM's P_mean.
-        scale: Its deviation, P_std.
+        location: Mean of the distribution, EDM's P_mean.
+        scale: Standard deviation of the distribution, EDM's P_std.
     """
 
     kind: Literal["log-normal"] = "log-normal"
@@ -75,11 +75,11 @@ class LogNormalTime(TimeSection):
 
 
 class LogitNormalTime(TimeSection):
-    """log(t / (1 - t)) normal.
+    """Times with normally distributed log(t / (1 - t)).
 
     Attributes:
-        location: Its mean; above 0 is noisier.
-        scale: Its deviation.
+        location: Mean of the distribution; values above 0 are noisier.
+        scale: Standard deviation of the distribution.
     """
 
     kind: Literal["logit-normal"] = "logit-normal"
@@ -92,11 +92,11 @@ class LogitNormalTime(TimeSection):
 
 
 class LogSNRTime(TimeSection):
-    """log(alpha / sigma) even between two ends.
+    """Times with uniformly distributed log(alpha / sigma).
 
     Attributes:
-        low: The noisy end; none is where the process ends.
-        high: The clean end; none is where training on the process ends.
+        low: Noisy end of the range; none is the end of the process.
+        high: Clean end of the range; none is the end of training on the process.
     """
 
     kind: Literal["uniform-log-snr"] = "uniform-log-snr"
@@ -114,7 +114,7 @@ class LogSNRTime(TimeSection):
 
 
 class LikelihoodTime(TimeSection):
-    """Times in proportion to g^2 / sigma^2, the likelihood's weight on eps, and weights that undo it."""
+    """Times in proportion to g^2 / sigma^2, the likelihood's weight on eps, with importance weights."""
 
     kind: Literal["likelihood"] = "likelihood"
 
@@ -131,11 +131,11 @@ else:
 
 
 class StratifiedTime(TimeSection):
-    """One time in each equal part of another distribution in turn.
+    """Stratified times of another distribution, one in each equal part in turn.
 
     Attributes:
-        strata: Number of parts; none is one for each example of a batch.
-        of: The distribution, by its name or as a section.
+        strata: Number of parts; none is the batch size.
+        of: Distribution that is stratified, by its name or as a section.
     """
 
     kind: Literal["stratified"] = "stratified"
@@ -156,11 +156,11 @@ else:
 
 
 class SimpleObjective(Section):
-    """L_simple: the plain error of the prediction.
+    """L_simple, the mean error of the prediction.
 
     Attributes:
-        weight: Weight of the error, in x0 space, by its name or as a section; none is even.
-        timestep_sampling: Distribution of the drawn times, by its name or as a section.
+        weight: Weight of the error, in x0 space, by its name or as a section; none is uniform.
+        timestep_sampling: Distribution of the training times, by its name or as a section.
     """
 
     kind: Literal["simple"] = "simple"
@@ -169,7 +169,7 @@ class SimpleObjective(Section):
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         time = self.timestep_sampling.build(process, batch)
         weight = self.weight.build()
         return DiffusionLoss(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
@@ -183,12 +183,12 @@ else:
 
 
 class FramewiseObjective(Section):
-    """The error of the prediction over the frames of clips that are to be made, where others are given.
+    """Mean error of the prediction over the generated frames of videos, given conditioning frames.
 
     Attributes:
         context_modes: Probability of each context mode.
-        weight: Weight of the error, in x0 space, by its name or as a section; none is even.
-        timestep_sampling: Distribution of the drawn times, by its name or as a section.
+        weight: Weight of the error, in x0 space, by its name or as a section; none is uniform.
+        timestep_sampling: Distribution of the training times, by its name or as a section.
     """
 
     kind: Literal["diffusion-forcing"] = "diffusion-forcing"
@@ -198,7 +198,7 @@ class FramewiseObjective(Section):
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionForcingLoss:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         if model.learns_variance:
             raise RecipeError(
                 f"objective kind 'diffusion-forcing' teaches no variance, but variance = {model.variance!r} is "
@@ -209,7 +209,7 @@ class FramewiseObjective(Section):
 
 
 class HybridObjective(Section):
-    """L_simple, and `bound` times the variational bound, which teaches the variance only."""
+    """L_simple, plus `bound` times the variational bound, which trains only the variance."""
 
     kind: Literal["hybrid"] = "hybrid"
     bound: Positive = 0.001
@@ -217,7 +217,7 @@ class HybridObjective(Section):
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         if not model.learns_variance:
             raise RecipeError(
                 f"objective kind 'hybrid' teaches a variance, but variance = {model.variance!r} is fixed; "
@@ -228,13 +228,13 @@ class HybridObjective(Section):
 
 
 class BoundObjective(Section):
-    """The variational bound itself, in bits per dimension."""
+    """The variational bound, in bits per dimension."""
 
     kind: Literal["vlb"] = "vlb"
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         time = self.timestep_sampling.build(process, batch)
         return DiffusionLoss(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
 
@@ -244,7 +244,7 @@ class DenoisingObjective(Section):
 
     Attributes:
         weight: Weight of the score's error: "variance" is sigma^2, "likelihood" g^2.
-        timestep_sampling: Distribution of the drawn times, by its name or as a section.
+        timestep_sampling: Distribution of the training times, by its name or as a section.
     """
 
     kind: Literal["denoising-score-matching"] = "denoising-score-matching"
@@ -252,7 +252,7 @@ class DenoisingObjective(Section):
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         return denoising(SCORE_WEIGHTS[self.weight], self.timestep_sampling.build(process, batch))
 
 
@@ -261,9 +261,9 @@ class SlicedObjective(Section):
 
     Attributes:
         weight: Weight of the score's error: "variance" is sigma^2, "likelihood" g^2.
-        projections: Random directions for each example.
-        square: "whole" varies less, "projected" is the first form.
-        timestep_sampling: Distribution of the drawn times, by its name or as a section.
+        projections: Number of random directions for each example.
+        square: Form of the squared term: "whole" has less variance, "projected" is the original form.
+        timestep_sampling: Distribution of the training times, by its name or as a section.
     """
 
     kind: Literal["sliced-score-matching"] = "sliced-score-matching"
@@ -273,7 +273,7 @@ class SlicedObjective(Section):
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Sliced:
-        """The objective of a model that is trained in batches of this size."""
+        """Return the objective of a model that is trained in batches of this size."""
         if isinstance(self.timestep_sampling, SecondMomentTime):
             raise RecipeError(
                 "objective.timestep_sampling = second-moment: learns from losses of one level, which this has not"

@@ -1,4 +1,4 @@
-"""Recipes: a paper, its model, its training and how it is judged, in one page of YAML."""
+"""Recipes: the model of a paper, its training and its evaluation, in one YAML file."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class ReportedResults(Section):
 
     Attributes:
         time: Time of the whole training, with the machine; empty until measured.
-        scores: Ours, by metric; empty until measured.
-        published: The paper's, for its full-size setting.
+        scores: Our values by metric; empty until measured.
+        published: Values of the paper for its full-size setting, by metric.
     """
 
     time: str = ""
@@ -72,7 +72,7 @@ class RecipeHeader(Section):
     """Header of a recipe.
 
     Attributes:
-        reference: The publication that the recipe follows; empty where there is none.
+        reference: Publication that the recipe follows; empty if there is none.
     """
 
     former: ClassVar[str] = "recipe"
@@ -84,12 +84,12 @@ class RecipeHeader(Section):
 
 
 class ControlSection(Section):
-    """A ControlNet, which reads the hints of the data.
+    """A ControlNet, whose control images are those of the data.
 
     Attributes:
-        hint_channels: Number of channels of the hints.
-        hint_widths: Hint widths of the levels of the network that reads them; None: as many as bring hints to the size
-            of what the base's first convolution makes.
+        hint_channels: Number of channels of the control images.
+        hint_widths: Widths of the levels of the hint network; None: as many levels as reduce control images to the size
+            of the first convolution's output.
     """
 
     hint_channels: Literal[3] = 3
@@ -97,13 +97,13 @@ class ControlSection(Section):
 
 
 class Recipe(ModelConfig, RecipeHeader):
-    """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
+    """Recipe of a diffusion model: the parts of `ModelConfig` flat, with the data, the training and the evaluation.
 
     Attributes:
-        base: A trained model, run or published file with this network, which training begins with.
-        lora: Additions to its layers; these alone are trained then.
-        control: A ControlNet beside it; this alone is trained then.
-        smoke_test: Overrides by dotted key that make a run of seconds.
+        base: Trained model, run or published file with this network, from which training starts.
+        lora: Low-rank additions to its layers; only these are then trained.
+        control: ControlNet of the network; only this is then trained.
+        smoke_test: Overrides by dotted key for a run of a few seconds.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -156,15 +156,15 @@ class Recipe(ModelConfig, RecipeHeader):
 
     @property
     def model(self) -> ModelConfig:
-        """The part that a saved model keeps."""
+        """The part that is saved with the model."""
         return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
 
 class ClassifierRecipe(RecipeHeader):
-    """A classifier: one that reads samples and gives the features they are compared by, or one that guides.
+    """Recipe of a classifier, which provides features for evaluation, or guides the sampling.
 
     Attributes:
-        process: Process whose levels a noisy classifier reads.
+        process: Noise process of a noisy classifier.
     """
 
     kind: Literal["classifier"] = "classifier"
@@ -176,14 +176,14 @@ class ClassifierRecipe(RecipeHeader):
 
 
 class AutoencoderRecipe(AutoencoderModelConfig, RecipeHeader):
-    """An autoencoder (VAE): it encodes images as latents, and decodes latents to images.
+    """Recipe of an autoencoder (VAE), which encodes images as latents, and decodes latents to images.
 
     Attributes:
-        key: Key of the item's image.
-        scale: True if latents are brought to deviation 1 by one number, or channel by channel; measured from the
-            training data at the end.
-        lengths: Lengths of the clips that training cuts out of the data's; None: as they are.
-        smoke_test: Overrides by dotted key that make a run of seconds.
+        key: Key of the item's image or video.
+        scale: Scale of the latents, which gives them a standard deviation of 1: one number, or one per channel. It is
+            measured on the training data at the end.
+        lengths: Lengths of the clips that training cuts out of the data's videos; None: whole videos.
+        smoke_test: Overrides by dotted key for a run of a few seconds.
     """
 
     key: str = "pixels"
@@ -209,16 +209,16 @@ class AutoencoderRecipe(AutoencoderModelConfig, RecipeHeader):
 
     @property
     def model(self) -> AutoencoderModelConfig:
-        """The part that a saved autoencoder keeps."""
+        """The part that is saved with the autoencoder."""
         return AutoencoderModelConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
 
 
 class SequenceRecipe(Seq2SeqFields, RecipeHeader):
-    """A model that turns one sequence into another, such as a sentence into its translation."""
+    """Recipe of a model that converts one sequence to another, such as a sentence to its translation."""
 
 
 class CaptionerRecipe(CaptionerFields, RecipeHeader):
-    """A model that writes captions of images and videos."""
+    """Recipe of a model that generates captions of images and videos."""
 
 
 AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe | CaptionerRecipe
@@ -234,7 +234,7 @@ def recipe_text(name_or_path: str | Path) -> str:
     """Return the YAML of a bundled recipe by its name, or of a file.
 
     Raises:
-        RecipeError: No such recipe and no such file, or a file that is not text.
+        RecipeError: The name is unknown and no file exists, or the file is not text.
     """
     name = migration.RECIPES.get(str(name_or_path), str(name_or_path))
     if name in recipe_names():
@@ -263,7 +263,8 @@ def load_recipe(
         small: Apply the recipe's `smoke_test` overrides first.
 
     Raises:
-        RecipeError: One line for each fault: file, key path, value, what is allowed, nearest name.
+        RecipeError: The recipe has faults; there is a line for each: file, key path, value, what is allowed, nearest
+            name.
     """
     where = str(name_or_path)
     raw = read_yaml(recipe_text(name_or_path), where)
@@ -283,7 +284,7 @@ def load_recipe(
 
 
 def parse_recipe(raw: Any, where: str) -> AnyRecipe:
-    """The recipe made from plain values."""
+    """Return the checked recipe of plain values."""
     kinds: dict[str, type[AnyRecipe]] = {
         "diffusion": Recipe,
         "classifier": ClassifierRecipe,
@@ -300,7 +301,7 @@ def parse_recipe(raw: Any, where: str) -> AnyRecipe:
 
 
 def shrink(raw: dict[str, Any], where: str) -> None:
-    """Applies a recipe's `smoke_test` overrides in place."""
+    """Apply a recipe's `smoke_test` overrides in place."""
     changes = raw.get("smoke_test") or {}
     if not isinstance(changes, dict):
         raise RecipeError(f"{where}: smoke_test = {changes!r}: must be a map such as {{train.steps: 60}}")

@@ -36,7 +36,7 @@ class GuidanceConfig(Section):
         interval: Lower and upper t; other noise levels are not guided.
         rescale: Share of the standard deviation of the conditional estimate that is restored, against too much
             contrast.
-        channels: Number of channels, from the first, that are guided; none: all.
+        channels: Number of channels, from the first, that are guided; None: all.
     """
 
     scale: float = Field(default=1.0, ge=-100, le=100)
@@ -55,7 +55,7 @@ class GuidanceConfig(Section):
         return self
 
     def guide(self, conditional: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
-        """The guided step."""
+        """Return the guided denoising function."""
         conditional = guidance.memoized(conditional)
         scale = guidance.SCHEDULES[self.schedule](self.scale)
         if self.kind == "apg":
@@ -87,7 +87,7 @@ class SampleConfig(Section):
     Attributes:
         sampler: Name in `core.samplers.sampler_specs`.
         steps: Number of steps of the schedule; most samplers make one network call in each, without guidance.
-        eta: Share of the ancestral chain's noise, for samplers that take it; none: the sampler's default.
+        eta: Share of the ancestral chain's noise, for samplers that take it; None: the sampler's default.
         options: Further settings of the sampler, by name.
         schedule: Noise schedule: a name in `core.schedules.SCHEDULES`, a respacing string such as "250", or a list of
             falling t.
@@ -106,7 +106,7 @@ class SampleConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_schedule(cls, plain: Any) -> Any:
-        """The schedule that is part of a sampler's foreign name, unless one is given."""
+        """Add the schedule that is part of a sampler's foreign name, unless one is given."""
         if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "schedule" in plain:
             return plain
         specs = samplers.sampler_specs()
@@ -118,7 +118,7 @@ class SampleConfig(Section):
     @field_validator("schedule")
     @classmethod
     def _is_ours(cls, schedule: Any) -> Any:
-        """Return our name of a schedule that is named as other programs name it."""
+        """Return our name of a schedule that is given by its name in another program."""
         names = schedules.SCHEDULES | schedules.SCHEDULED
         if not isinstance(schedule, str) or schedule in names:
             return schedule
@@ -220,7 +220,7 @@ class SampleConfig(Section):
         Another sampler begins without the settings of the old one; a respacing of one number follows the steps.
 
         Raises:
-            RecipeError: An unknown name, or a value that is not allowed.
+            RecipeError: A name is unknown, or a value is not allowed.
         """
         wanted = {name: value for name, value in current_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")

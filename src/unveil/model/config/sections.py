@@ -1,4 +1,4 @@
-"""Sections of a recipe: frozen, checked classes, built from dataclasses of core or nn, and read from safe YAML."""
+"""Sections of a recipe: frozen, checked classes, built from dataclasses of other packages, and read from safe YAML."""
 
 from __future__ import annotations
 
@@ -161,13 +161,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The plain values of one YAML document: maps, lists, strings, numbers, booleans, null.
+    """Return the plain values of a YAML document: maps, lists, strings, numbers, booleans, null.
 
     Args:
-        where: The file's name or the like, for messages.
+        where: Name of the file or of another origin, for messages.
 
     Raises:
-        RecipeError: Not YAML, a tag that would make an object, a repeated key, too large, too deep or too many aliases.
+        RecipeError: The text is not plain YAML, has a tag or a repeated key, or exceeds a limit of size, depth or
+            aliases.
     """
     if len(text) > MAX_BYTES:
         raise RecipeError(f"{where}: {len(text)} characters; a recipe has at most {MAX_BYTES}")
@@ -193,21 +194,21 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def override(raw: dict[str, Any], assignment: str) -> None:
-    """Sets `train.steps=100` or `condition.0.drop_prob=0.2` in place; the value is YAML.
+    """Apply an override such as `train.steps=100` or `condition.0.drop_prob=0.2` in place; the value is YAML.
 
     A former name is read as the new one, with a warning that names it.
 
     Raises:
-        RecipeError: No `=`, a path through something that is neither map nor list, an index out of range.
+        RecipeError: `=` is missing, the path passes through a plain value, or an index is out of range.
     """
     change(raw, *read_assignment(assignment))
 
 
 def read_assignment(assignment: str) -> tuple[str, Any]:
-    """The key and the value of `train.steps=100`; the value is YAML.
+    """Return the key and the value of an override such as `train.steps=100`; the value is YAML.
 
     Raises:
-        RecipeError: No `=`, or a value that is not YAML.
+        RecipeError: `=` is missing, or the value is not YAML.
     """
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
@@ -216,10 +217,10 @@ def read_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def change(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a value at a dotted path in place; a former name is read as the new one, with a warning.
+    """Set a value at a dotted path in place; a former name is read as the new one, with a warning.
 
     Raises:
-        RecipeError: As in `assign`.
+        RecipeError: The path passes through a plain value, or an index is out of range.
     """
     former = migration.Former(f"{path}={value}")
     assign(raw, *migration.migrate_path(raw, path, value, former))
@@ -227,10 +228,10 @@ def change(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 def assign(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Sets the value at a dotted path in place, making the maps on the way.
+    """Set a value at a dotted path in place; missing maps are created.
 
     Raises:
-        RecipeError: The path goes through something that is neither map nor list, or an index is out of range.
+        RecipeError: The path passes through a plain value, or an index is out of range.
     """
     keys = path.split(".")
     here: Any = raw
@@ -253,10 +254,10 @@ def assign(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 def validate(kind: type[S], raw: Any, where: str) -> S:
-    """The section made from plain values, which may have former names.
+    """Return the checked section of plain values, which may have former names.
 
     Raises:
-        RecipeError: One line for each fault: key path, value, what is allowed, nearest name.
+        RecipeError: The values have faults; there is a line for each: key path, value, what is allowed, nearest name.
     """
     if not isinstance(raw, Mapping):
         raise RecipeError(
@@ -273,7 +274,7 @@ def validate(kind: type[S], raw: Any, where: str) -> S:
 
 
 def dump(section: BaseModel) -> str:
-    """YAML that `validate` reads back as an equal section; every value is written, defaults included."""
+    """Return the YAML from which `validate` reads an equal section, with every value, defaults included."""
     plain = section.model_dump(mode="json")
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 

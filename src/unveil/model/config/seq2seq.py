@@ -1,4 +1,4 @@
-"""Recipes of models that turn one sequence into another: their data, tokens, network, training and judgement."""
+"""Recipes of models that convert one sequence to another: data, tokens, network, training and evaluation."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class TokensConfig(Section):
     """Tokenization of texts; the vocabularies are those of the training split.
 
     Attributes:
-        source, target: Kind of a token on either side.
-        shared: One vocabulary for both sides, which `network.tie = all` needs.
+        source, target: Unit of a token of the source and of the target.
+        shared: True if both sides share one vocabulary, which `network.tie = all` requires.
         vocab_size: Maximum number of tokens of a vocabulary, the most frequent ones; None: all.
     """
 
@@ -47,12 +47,12 @@ class SequenceTrainConfig(LoopConfig):
     """Training of a sequence model with AdamW; every count is in optimiser steps.
 
     Attributes:
-        batch_size: Pairs of one step.
-        lr: The peak rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
-        lr_schedule: Decay after the peak: with the root of the steps, as published, or like half a
-            cosine to 0.
-        label_smoothing: Probability taken from the true token and spread over all.
-        grad_clip_norm: Largest norm of the gradient; 0 leaves it alone.
+        batch_size: Number of pairs of one step.
+        lr: Peak learning rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
+        lr_schedule: Decay after the peak: with the inverse square root of the steps, as published, or as half a cosine
+            to 0.
+        label_smoothing: Probability taken from the true token and spread over all tokens.
+        grad_clip_norm: Largest norm of the gradient; 0: no clipping.
     """
 
     steps: Positive
@@ -73,7 +73,7 @@ class DecodeConfig(Section):
     Attributes:
         num_beams: Width of the beam search that is evaluated beside greedy decoding, and that `unveil translate` uses;
             1 is greedy.
-        length_penalty: See `nn.decoding.beam`.
+        length_penalty: Exponent of the length, see `nn.decoding.beam`.
     """
 
     num_beams: Positive = 4
@@ -84,8 +84,8 @@ class SequenceEvaluateConfig(Section):
     """Evaluation of a sequence model: the fraction of held-out targets that it predicts exactly.
 
     Attributes:
-        count: held-out pairs; None: all.
-        extra_lengths: Lengths beyond the trained ones, at which a task is evaluated too.
+        count: Number of held-out pairs; None: all.
+        extra_lengths: Lengths beyond the trained ones, on which a task is also evaluated.
     """
 
     count: Positive | None = None
@@ -93,7 +93,7 @@ class SequenceEvaluateConfig(Section):
 
 
 class Seq2SeqFields(Section):
-    """The parts of a recipe of kind sequence, beside what describes it."""
+    """Parts of a recipe of kind sequence, besides the header."""
 
     kind: Literal["sequence"] = "sequence"
     data: SequenceData

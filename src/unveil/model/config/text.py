@@ -21,19 +21,19 @@ else:  # made at run time, from the dataclasses
 
 
 class TextSection(Section):
-    """A prompt, by a text encoder that is not trained.
+    """A text prompt, encoded by a frozen text encoder.
 
     Attributes:
-        key: The item's key that is read.
-        encoder: Its architecture; a `name` such as clip-l stands for a published one.
-        tokenizer: "clip" is the vocabulary that comes with the package, "file" one that the weights' folder holds.
-        weights: Folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
+        key: Key of the item's text.
+        encoder: Architecture of the encoder; a `name` such as clip-l selects a published one.
+        tokenizer: Vocabulary: "clip" is part of the package, "file" is in the folder of the weights.
+        weights: Folder or file from which a new model takes the encoder's weights; a saved model has its own.
         drop_prob: Probability that training drops the text, which guidance needs.
-        output: A vector per token, one for the whole prompt, or both.
-        prompt_weighting: True if (brackets:1.2) give weights to words, or are text.
+        output: Outputs of the encoder that are used: tokens, a vector of the whole prompt, or both.
+        prompt_weighting: Syntax of weights: "brackets" gives (word:1.2) a weight, "none" reads brackets as text.
         num_chunks: Number of rows that a prompt is split into; tokens that do not fit are cut, with a warning.
-        uncond: The prompt that stands for none.
-        cache: Megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
+        uncond: Prompt that is used for "none".
+        cache: Memory in megabytes for the conditions of prompts, so that a caption is encoded once; 0: none.
     """
 
     kind: Literal["text"] = "text"
@@ -57,10 +57,10 @@ class TextSection(Section):
         return self
 
     def build(self, model: ModelConfig | None = None, vector_dim: int | None = None) -> TextEncoder:
-        """The conditioner, whose encoder is freshly initialised; nothing of the rest of the model is needed.
+        """Return the conditioner, whose encoder is freshly initialised; the rest of the model is not needed.
 
         Raises:
-            RecipeError: Transformers is not installed.
+            RecipeError: The package transformers is not installed.
         """
         return TextEncoder(
             build(self.encoder.build()),

@@ -1,4 +1,4 @@
-"""The sections of conditions that attention reads and that are trained: a class, a layout of boxes, words."""
+"""Sections of learned conditions for cross-attention: class labels, layouts of boxes, and prompts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class LabelTokenSection(Section):
-    """A class, as one token that cross-attention reads.
+    """A class label, encoded as one token for cross-attention.
 
     Attributes:
         num_classes: Number of classes. If labels are dropped, it includes the class "none", which is the last.
-        names: Names of the others.
+        names: Names of the classes except "none".
         drop_prob: Probability that training drops the label, which guidance needs.
     """
 
@@ -34,17 +34,17 @@ class LabelTokenSection(Section):
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
-        """The conditioner, for a network that reads tokens."""
+        """The conditioner, for a network with cross-attention."""
         return LabelToken(self.num_classes, _token_width(self.key, model), self.drop_prob, self.names, key=self.key)
 
 
 class LayoutSection(Section):
-    """A layout: objects with their classes and boxes, as tokens that cross-attention reads.
+    """A layout of objects with classes and boxes, encoded as tokens for cross-attention.
 
     Attributes:
-        key: The item's key that is read: rows of class, centre x, centre y, width, height.
+        key: Key of the item's layout, with rows of class, centre x, centre y, width, height.
         names: Names of the classes; a class may then be given by its name.
-        max_objects: Objects of a layout at most.
+        max_objects: Maximum number of objects of a layout.
         drop_prob: Probability that training drops the layout, which guidance needs.
     """
 
@@ -56,20 +56,20 @@ class LayoutSection(Section):
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> BoxTokens:
-        """The conditioner, for a network that reads tokens."""
+        """The conditioner, for a network with cross-attention."""
         width = _token_width(self.key, model)
         return BoxTokens(self.num_classes, width, self.max_objects, self.drop_prob, self.names, key=self.key)
 
 
 class LearnedTextSection(Section):
-    """A prompt, by a small encoder that is trained with the network; its words are those of the training texts.
+    """A prompt, encoded by a small encoder of the words of the training texts that is trained with the network.
 
     Attributes:
-        key: The item's key that is read; "prompt" is what data call text.
+        key: Key of the item's text; "prompt" is the text of the data.
         vocab_size: Maximum number of words, the most frequent ones.
-        max_length: Number of words of a prompt that are read; further words are cut, with a warning.
+        max_length: Maximum number of words of a prompt; further words are cut, with a warning.
         hidden_size, depth, heads: Width, number of blocks and heads of the encoder.
-        vector: Condition the network also on one vector of the whole prompt, beside its tokens.
+        vector: True if the network is also conditioned on one vector of the whole prompt.
         drop_prob: Probability that training drops the prompt, which guidance needs.
     """
 
@@ -89,11 +89,11 @@ class LearnedTextSection(Section):
         return self
 
     def encoder(self) -> LearnedTextEncoderConfig:
-        """The encoder's own configuration."""
+        """Configuration of the encoder."""
         return LearnedTextEncoderConfig(self.vocab_size, self.max_length, self.hidden_size, self.depth, self.heads)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LearnedTextEncoder:
-        """The conditioner, for a network that reads tokens."""
+        """The conditioner, for a network with cross-attention."""
         if self.vector and vector_dim is None:
             raise RecipeError(f"condition {self.key!r}: this network takes no vector; set vector: false")
         width = _token_width(self.key, model)

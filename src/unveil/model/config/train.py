@@ -20,8 +20,8 @@ class TrainConfig(Section):
 
     Attributes:
         batch_size: Number of images of one optimiser step, over all processes and accumulated parts.
-        batching: Batches of videos and images of different sizes: packed, all in one row of tokens; buckets, one call
-            for each size of a batch; none: all have the model's size.
+        batching: Batches of videos and images of different sizes: packed, all in one row of tokens, or buckets, one
+            call for each size of a batch. None: all have the model's size.
         tokens: Approximate number of tokens of one optimiser step, in place of a number of images; needs batching.
             `batch_size` then applies only to held-out items.
         lr: Peak learning rate of AdamW, reached after `warmup` steps.
@@ -30,14 +30,14 @@ class TrainConfig(Section):
         grad_clip_norm: Largest norm of the gradient; 0: no clipping.
         grad_accum_steps: Number of parts that a batch is split into, to save memory.
         precision: "auto" is bf16 if the CPU or the device multiplies it.
-        compile: Compile the network with torch, which takes a minute at the start and makes later steps faster.
-        random_flip: Mirror every image left-right at random.
-        cache_latents: Encode every image once and keep the result, instead of at every step; equal up to rounding.
+        compile: True if torch compiles the network, which takes a minute at the start and makes later steps faster.
+        random_flip: True if every image is mirrored left-right at random.
+        cache_latents: True if every image is encoded once and its latents are kept; equal up to rounding.
         num_workers: Number of processes that load data.
         save_every: Number of steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
-        max_minutes: Wall time after which training stops early, whole and resumable.
-        nonfinite_limit: More non-finite steps in a row than this end the run; 0: the first one does.
+        max_minutes: Wall time in minutes after which training stops early; it can be resumed.
+        nonfinite_limit: Maximum number of consecutive non-finite steps; one more ends the run.
     """
 
     batch_size: Positive = 64
@@ -91,11 +91,11 @@ class LoopConfig(Section):
     """Settings of the training loop that classifiers and sequence models share.
 
     Attributes:
-        ema_decay: Decay of the running average of the weights, per step; 0: the result is the last weights.
-        grad_accum_steps: Parts that a batch is split into, to save memory.
-        precision: Precision of products in training; what is reported is computed in float32.
-        save_every: Steps between checkpoints; the last step always writes one.
-        max_minutes: Stop early, whole and resumable, after this wall time.
+        ema_decay: Decay of the EMA of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: Number of parts that a batch is split into, to save memory.
+        precision: Precision of products in training; reported results are computed in float32.
+        save_every: Number of steps between checkpoints; the last step always writes one.
+        max_minutes: Wall time in minutes after which training stops early; it can be resumed.
     """
 
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -109,14 +109,14 @@ class ClassifierTrainConfig(LoopConfig):
     """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
-        epochs: Passes over the training part.
-        label_smoothing: Probability taken from the true class and spread over all.
+        epochs: Number of passes over the training split.
+        label_smoothing: Probability taken from the true class and spread over all classes.
         translate: Maximum random shift of images in either direction, in pixels.
         degrees: Maximum random rotation in either direction, in degrees.
         scale: Maximum share by which images are enlarged or reduced at random.
-        sizes: Sides in pixels, of which each batch has one, for networks that will read other sizes; none: the size
-            of the images.
-        random_flip: Mirror half of the images at random.
+        sizes: Sides in pixels, one of which each batch has, for networks that will take other sizes; by default the
+            size of the images.
+        random_flip: True if images are mirrored left-right at random, half of them.
     """
 
     epochs: Positive
