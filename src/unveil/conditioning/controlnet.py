@@ -52,7 +52,7 @@ class AttachedControlNet:
         blocks: Blocks to which its residuals are added: all, or only the middle.
 
     Raises:
-        RecipeError: Not 0 <= start <= stop <= 1, or `blocks` is unknown.
+        RecipeError: The range violates 0 <= start <= stop <= 1, or `blocks` is unknown.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Training: `fit` trains a model in a run folder that can be interrupted anywhere and goes on to the bit."""
+"""Training: `fit` trains a model in a run folder; an interrupted run resumes bit for bit."""
 
 from unveil.train.trainer import fit
 

@@ -1,7 +1,7 @@
 """Training of autoencoders of images and videos: the learner of an autoencoder, with or without a discriminator.
 
-In one step a frozen discriminator judges the decoder's images, and the discriminator learns from the same images,
-through which no gradient goes back. So one loss has the gradients of both.
+In one step the decoder's images pass through the frozen discriminator, and the discriminator is trained on the same
+images, detached from the decoder. So one loss has the gradients of both.
 
 Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
 """
@@ -48,9 +48,11 @@ PART = 256  # of them at a time, but at least a clip
 
 
 class ReconstructedBatch(NamedTuple):
-    """Reconstructed images (B, C, H, W), or clips (B, C, T, H, W), and the regularising loss of each.
+    """Reconstructed images (B, C, H, W), or videos (B, C, T, H, W), with the regularising loss.
 
-    regulariser: (B,), a divergence, or the loss of the codebook.
+    Attributes:
+        pixels: Reconstructions.
+        regulariser: Regularising loss of each, (B,): the KL divergence, or the loss of the codebook.
     """
 
     pixels: Tensor
@@ -58,7 +60,7 @@ class ReconstructedBatch(NamedTuple):
 
 
 class AuxModules(nn.Module):
-    """Auxiliary modules of an autoencoder: a discriminator, the logarithm of the error's scale, both, or nothing."""
+    """Auxiliary modules of an autoencoder: a discriminator, the log scale of the error, both, or none."""
 
     def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -67,19 +69,19 @@ class AuxModules(nn.Module):
 
 
 class AutoencoderLearner(Learner):
-    """The learner of an autoencoder.
+    """Learner of an autoencoder.
 
     Args:
-        codec: The autoencoder.
-        config: Configuration that a saved one is built from.
+        codec: Autoencoder that is trained.
+        config: Configuration that is saved with the autoencoder.
         loss: Loss that is minimised.
-        by_channel: True if the latents' scale is measured channel by channel.
-        lengths: Lengths that clips are cut to in training; None: they stay whole.
-        key: The items' key of the images.
+        by_channel: True if the scale of the latents is measured for each channel.
+        lengths: Lengths of the clips that training cuts out of videos; None: whole videos.
+        key: Key of the item's image or video.
         seed: Seed of the latents that replace unused entries of a codebook, and of lengths.
 
     Raises:
-        RecipeError, WeightsError: A perceptual network that cannot be opened.
+        RecipeError, WeightsError: The perceptual network cannot be loaded.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class AutoencoderLearner(Learner):
     # ------------------------------------------------------------------ the loss
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """Error, perceptual distance, the regularising loss and, from its start on, the discriminator's share."""
+        """Loss of a batch: error, perceptual distance, regularising loss and, once started, the adversarial losses."""
         if step != self._at:  # a step that was skipped leaves no trace
             self._at, self._taken = step, []
         x = self.pixels(batch)
@@ -130,11 +132,11 @@ class AutoencoderLearner(Learner):
         return self.losses_of(x, reconstruction, step)
 
     def pixels(self, batch: Batch) -> Tensor:
-        """Images in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
+        """Images in [-1, 1] in channels-last memory, in which convolutions are fastest; videos are not converted."""
         return channels_last(to_float(cast(Tensor, batch.data)))
 
     def _cut(self, clips: Tensor, lengths: ClipLengthSection, step: int) -> Tensor:
-        """Clips of the step's length out of clips (B, C, T, H, W), from a place that is the step's too."""
+        """Clips of the step's random length and position, cut out of videos (B, C, T, H, W)."""
         drawn = self._drawn(LENGTH, step)
         time, whole = getattr(self.model.config, "time"), clips.shape[2]  # noqa: B009 - of a codec of clips
         shortest = min(lengths.min_frames or 1 + time, whole)
@@ -145,13 +147,13 @@ class AutoencoderLearner(Learner):
         return clips[:, :, start : start + frames]
 
     def _drawn(self, what: int, step: int) -> Tensor:
-        """Three random numbers of a step, the same in every part of its batch."""
+        """Three random numbers of a step, the same in all parts of its batch."""
         return torch.rand(3, generator=torch.Generator().manual_seed(hash_of(self._seed, step, what) >> 1))
 
     def reconstruct(
         self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
     ) -> ReconstructedBatch:
-        """The reconstruction by an autoencoder, trained or averaged; without streams, from the likeliest latents."""
+        """Reconstruct images with the trained or the EMA autoencoder; without streams, from the likeliest latents."""
         settings = self.settings
         if isinstance(codec, AutoencoderKL):
             posterior = codec.posterior(x)
@@ -171,7 +173,7 @@ class AutoencoderLearner(Learner):
         return ReconstructedBatch(codec.decoded(z).float(), regulariser)
 
     def losses_of(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
-        """The loss of images and their reconstructions, without a discriminator where no gradient is computed."""
+        """Loss of images and their reconstructions; without gradients, the discriminator is not used."""
         settings = self.settings
         error = ERRORS[settings.distance](x - reconstruction.pixels).flatten(1).mean(1)  # (B,)
         terms = {"error": error}
@@ -197,7 +199,7 @@ class AutoencoderLearner(Learner):
         return LossOutput(value, rebuilt.detach(), nowhere, detached)
 
     def _looked(self, judge: LPIPS, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """The perceptual distance (B,), in training of as many frames of clips as the settings say."""
+        """Perceptual distance (B,), in training of the number of frames in the settings."""
         wanted = self.settings.perceptual.frames if self.settings.perceptual is not None else None
         if wanted is not None and x.ndim == 5 and torch.is_grad_enabled():
             places = (torch.arange(wanted) + self._drawn(LOOKED, step)[0]) / wanted
@@ -206,7 +208,7 @@ class AutoencoderLearner(Learner):
         return judge(x, y)
 
     def _adversarial(self, critic: PatchDiscriminator, x: Tensor, y: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
-        """Scalars: the decoder's loss, what it is weighed with, and the discriminator's loss."""
+        """Adversarial loss of the decoder, its adaptive weight, and the loss of the discriminator."""
         assert self.settings.discriminator is not None
         with _still(critic):
             generator = generator_loss(critic(y).float())
@@ -218,7 +220,7 @@ class AutoencoderLearner(Learner):
     # ------------------------------------------------------------------ what a run calls
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Let a codebook follow the latents that its entries represented in the step."""
+        """Update the codebook with the latents of the step."""
         taken, self._taken = self._taken, []
         if isinstance(self.model, VQModel) and taken:
             z, indices = (torch.cat(part) for part in zip(*taken, strict=True))
@@ -231,13 +233,13 @@ class AutoencoderLearner(Learner):
         self.model.decoder.compile()
 
     def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
-        """The loss without a discriminator, and the error in decibels, of the likeliest latents."""
+        """Validation by the loss without a discriminator, and by the PSNR, with the most probable latents."""
         return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
     def sample_sheets(
         self, items: IndexableItems, seed: int, stop: Stop
     ) -> tuple[ReconstructionSheets, int | None] | None:
-        """Sheets of images above their reconstructions."""
+        """Sheets of images with their reconstructions."""
         if self.shape[0] not in (1, 3):
             return None
         columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has its own row
@@ -262,11 +264,11 @@ class AutoencoderLearner(Learner):
             codec.shift.copy_(shift)
 
     def ema_tensors(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the autoencoder."""
+        """Tensors of the autoencoder by file name."""
         return checkpoint_store.weight_files(average)
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """The autoencoder as trained."""
+        """Files of the autoencoder with the trained weights."""
         return {
             **checkpoint_store.weight_files(self.model),
             "model.yaml": dump(self.config),
@@ -274,16 +276,16 @@ class AutoencoderLearner(Learner):
         }
 
     def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.WeightSet) -> None:
-        """Copy a folder's weights."""
+        """Copy the weights of a folder into the autoencoder."""
         model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
-        """The autoencoder's card."""
+        """Card of the autoencoder."""
         return autoencoder_card(self.model, self.config, about)
 
 
 class AutoencoderValidation:
-    """Reconstruction error of the EMA autoencoder on images that never train."""
+    """Reconstruction error of the EMA autoencoder on held-out images."""
 
     from_start = False
 
@@ -292,7 +294,7 @@ class AutoencoderValidation:
 
     @torch.no_grad()
     def line(self, model: AutoencoderKL | VQModel) -> dict[str, Any]:
-        """`validation`, the loss; `psnr`, of the mean squared error of all of them, in decibels."""
+        """Return `validation`, the loss, and `psnr`, of the mean squared error over all images, in decibels."""
         learner, count = self.learner, len(self.batch.numbers)
         total = squared = 0.0
         for start in range(0, count, self.at_once):
@@ -306,7 +308,7 @@ class AutoencoderValidation:
 
 
 class ReconstructionSheets:
-    """Images above their reconstructions by the averaged autoencoder, in rows."""
+    """Sheets of images with their reconstructions by the EMA autoencoder, in rows."""
 
     def __init__(self, learner: AutoencoderLearner, batch: Batch) -> None:
         self.learner, self.batch = learner, batch
@@ -330,22 +332,22 @@ def fit_autoencoder(
 ) -> Path:
     """Train an autoencoder in a run folder, or resume the run in it; return the folder.
 
-    As with `train.fit`, the same seed gives the same weights to the bit, however often the run was
-    interrupted. At the end the autoencoder holds the EMA weights, and the scale and shift that bring the latents of
-    training images to mean 0 and deviation 1.
+    As with `train.fit`, the same seed gives the same weights bit for bit, however often the run was interrupted. At the
+    end the autoencoder has the EMA weights, and the scale and shift that normalise the latents of training images to
+    mean 0 and standard deviation 1.
 
     Args:
         recipe: Loss and settings of training.
-        codec: Codec, as the recipe builds it; on the device that it is to train on.
-        dataset: Items with images or clips, uint8, or floats in [-1, 1].
-        run: The folder; new, or one of the same recipe.
-        held_out: Items that never train, for the held-out loss.
+        codec: Autoencoder, as the recipe builds it, on the device for training.
+        dataset: Items with images or videos, uint8, or floats in [-1, 1].
+        run: Run folder, which is new or contains a run of the same recipe.
+        held_out: Items for the held-out loss, which are not trained on.
 
     Raises:
-        RecipeError: Settings that cannot work, or a folder with a run of another recipe.
-        WeightsError: Weights of the perceptual network that are missing or damaged.
-        ShapeError: Images of another shape than the recipe's.
-        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
+        RecipeError: A setting is invalid, or the folder contains a run of another recipe.
+        WeightsError: The weights of the perceptual network are missing or damaged.
+        ShapeError: The images have another shape than the recipe's.
+        OutputError, NonFinite, OutOfResources, Cancelled: Training stops, as in `train.fit`.
     """
     if (
         isinstance(codec, VQModel)
@@ -363,10 +365,10 @@ def fit_autoencoder(
 
 
 def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> AutoencoderLearner:
-    """The learner that a recipe asks for; its discriminator's first weights are the seed's.
+    """Return the learner of a recipe; the seed determines the initial weights of its discriminator.
 
     Raises:
-        RecipeError, WeightsError: A perceptual network that cannot be opened.
+        RecipeError, WeightsError: The perceptual network cannot be loaded.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
@@ -380,15 +382,15 @@ def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> Aut
 def measure_latent_scaling(
     codec: AutoencoderKL | VQModel, parts: Iterator[Tensor], *, by_channel: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that bring the codec's latents of images to mean 0 and deviation 1.
+    """Measure the scale and shift (C,) that normalise the latents of images to mean 0 and standard deviation 1.
 
     Args:
-        parts: Batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are left
-            out.
-        by_channel: A scale and a shift for each channel; else one of both for all.
+        parts: Batches of images (B, C, H, W), or videos (B, C, T, H, W), in [-1, 1]; non-finite ones are left out.
+        by_channel: True if each channel has its own scale and shift.
 
     Raises:
-        NonFinite: No latents are finite.
+        NonFinite: None of the latents are finite.
+
     Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
@@ -410,7 +412,7 @@ def measure_latent_scaling(
 
 @contextmanager
 def _still(network: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through a network and its weights get none."""
+    """Context in which gradients pass through a network, but its weights get none."""
     network.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A batch as a network takes it: scaled, mirrored, encoded to latents, with its condition.
+"""Preparation of a batch for a network: scaling, mirroring, encoding to latents, and conditions.
 
 Latents are encoded at every step or taken from the cache. Both draw the same latents from the same posterior with the
 same noise, which belongs to the example and the step.
@@ -31,12 +31,11 @@ FLIP, DROP = 2, 3
 def prepare(
     model: Model, batch: Batch, streams: SampleRNG, step: int | None, flip: bool = False
 ) -> tuple[Any, Condition | None]:
-    """A batch as the objective takes it: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
+    """Prepare a batch for the objective: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
 
     Args:
-        step: The training step whose random numbers mirror images, choose among the codec's latents and drop
-            conditions; None does nothing of it.
-        flip: Mirror every second image, left to right, with its context image and its control image.
+        step: Training step whose random numbers mirror images, sample latents and drop conditions; None: none of these.
+        flip: True if images are mirrored left-right with probability 1/2, with their context and control images.
     """
     condition: Condition | None = None
     mirrored: Tensor | None = None
@@ -62,7 +61,7 @@ def prepare(
 def _encoded(
     model: Model, data: Tensor, streams: SampleRNG, step: int | None, flip: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Data of one size, scaled and encoded, and which of them are mirrored."""
+    """Scale and encode data of one size; return also which samples are mirrored."""
     x0, cached = to_float(data), is_cached(model, data)
     mirrored: Tensor | None = None
     if flip and step is not None:
@@ -72,10 +71,10 @@ def _encoded(
 
 
 def to_float(data: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1]; floating point as float32, unchanged.
+    """Convert uint8 pixels to float32 in [-1, 1], and other floating-point types to float32.
 
     Raises:
-        ShapeError: Any other type.
+        ShapeError: The type is neither uint8 nor floating point.
     """
     if data.dtype == torch.uint8:
         return data.float().div_(127.5).sub_(1)
@@ -85,10 +84,10 @@ def to_float(data: Tensor) -> Tensor:
 
 
 def random_flip_mask(images: Tensor, streams: SampleRNG, step: int) -> Tensor:
-    """Return which images of a batch a training step mirrors, every second one: (B,) bool.
+    """Return which images a training step mirrors, (B,) bool, each with probability 1/2.
 
     Raises:
-        RecipeError: Data that have no left and right.
+        RecipeError: The data have no left and right.
     """
     if images.ndim < 4:
         raise RecipeError(
@@ -98,7 +97,7 @@ def random_flip_mask(images: Tensor, streams: SampleRNG, step: int) -> Tensor:
 
 
 def hflip(images: Tensor, which: Tensor) -> Tensor:
-    """The images, those chosen by `which` (B,) left to right."""
+    """Mirror the images that `which` (B,) selects left-right."""
     rows = which.reshape(-1, *(1,) * (images.ndim - 1)).to(images.device)
     return torch.where(rows, images.flip(-1), images)
 
@@ -106,13 +105,13 @@ def hflip(images: Tensor, which: Tensor) -> Tensor:
 def fixed_subset(
     items: IndexableItems, count: int, key: str, raw_keys: Sequence[str], batching: Batching | None = None
 ) -> Batch:
-    """Items spread evenly over a data set, numbered by their index."""
+    """Return a batch of items spread evenly over a data set, numbered by their index."""
     indices = [place * len(items) // count for place in range(count)]
     return collate(indices, indices, [items[index] for index in indices], key, raw_keys, batching)
 
 
 def slice_batch(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
-    """The examples from `start` to before `stop`, on a device."""
+    """Return the examples from `start` up to, but without, `stop`, on a device."""
 
     def cut(value: Any) -> Any:
         return to_device(value[start:stop], device)
@@ -122,7 +121,7 @@ def slice_batch(batch: Batch, start: int, stop: int, device: torch.device) -> Ba
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor, or a list of tensors, on a device; anything else as it is."""
+    """Move a tensor, or a list of tensors, to a device; return other values unchanged."""
     if isinstance(value, list):
         return [to_device(element, device) for element in value]
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -143,29 +142,29 @@ ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; cond
 
 @runtime_checkable
 class SupportsEncode(Protocol):
-    """An autoencoder whose encoder outputs can be cached."""
+    """Autoencoder whose encoder outputs can be cached."""
 
     def encoded(self, pixels: Tensor) -> Tensor:
-        """The encoder's output for pixels (B, C, H, W)."""
+        """Output of the encoder for pixels (B, C, H, W)."""
         ...
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of unit scale, as `encode` returns them."""
+        """Latents of unit scale from the encoder's output, as `encode` returns them."""
         ...
 
 
 def cache_dataset(
     model: Model, items: SourceDataset, how: LatentCacheOptions | None = None, progress: Progress | None = None
 ) -> tuple[CachedLatents, bool]:
-    """A data set with the encoder's output for each image, from the cache, and whether it was there.
+    """Return a data set with the encoder's output for each image, and whether it came from the cache.
 
     Args:
-        how: Options of the cache; the model's key replaces theirs.
-        progress: Called as progress(done, total) while images are encoded.
+        how: Options of the cache; their key is replaced by that of the model.
+        progress: Function (done, total) that is called while images are encoded.
 
     Raises:
-        RecipeError: The model has no codec that encodes.
-        DataError, ShapeError, NonFinite, OutputError, OutOfResources: See `latent_cache.cache_latents`.
+        RecipeError: The model has no autoencoder with an encoder.
+        DataError, ShapeError, NonFinite, OutputError, OutOfResources: Caching fails; see `latent_cache.cache_latents`.
     """
     key = model.config.key if model.config is not None else "pixels"
     path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=key), progress)
@@ -174,10 +173,10 @@ def cache_dataset(
 
 
 def encoder_of(model: Model) -> LatentEncoder:
-    """The model's encoder with the hash of its weights and settings.
+    """Return the model's encoder with the hash of its weights and settings.
 
     Raises:
-        RecipeError: The model has no codec that encodes.
+        RecipeError: The model has no autoencoder with an encoder.
     """
     codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
@@ -198,18 +197,18 @@ def encoder_of(model: Model) -> LatentEncoder:
 
 
 def is_cached(model: Model, data: Tensor) -> bool:
-    """Return True if a batch contains encoder outputs, which have one axis more, of mirrored versions, than samples."""
+    """Return True if a batch contains encoder outputs, which have an additional axis for mirrored versions."""
     return data.ndim == len(model.shape) + 2
 
 
 def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
-    """The requested version of each example, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
+    """Select the version of each example: (B, versions, moments * C', h, w) to (B, moments * C', h, w).
 
     Args:
-        mirrored: (B,), which of them are the mirrored images'; None: none.
+        mirrored: Mask (B,) of the examples whose mirrored version is selected; None: none.
 
     Raises:
-        RecipeError: Some are, and the cache has no such version.
+        RecipeError: A mirrored version is selected, but the cache has none.
     """
     if mirrored is None:
         return data[:, 0]
@@ -222,10 +221,10 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
 
 
 def batch_latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
-    """Latents (B, C', h, w) of pixels, or of the encoder's outputs for them.
+    """Latents (B, C', h, w) of pixels, or of the encoder's outputs for pixels.
 
     Args:
-        step: The training step whose noise picks them from the posterior; None takes the likeliest.
+        step: Training step whose noise samples from the posterior; None: the most probable latents.
         encoded: True if `data` are encoder outputs.
     """
     codec: Any = model.autoencoder
@@ -238,13 +237,13 @@ def batch_latents(model: Model, data: Tensor, streams: SampleRNG, step: int | No
 
 
 def shape_of(items: object, model: Model) -> tuple[int, ...]:
-    """The shape that a data set's data must have: the model's, or that of the cached encoder outputs."""
+    """Return the shape that a data set's data must have: the model's, or that of the cached encoder outputs."""
     return items.shape if isinstance(items, CachedLatents) else model.shape
 
 
 @contextmanager
 def _at_rest(codec: Any, device: torch.device) -> Iterator[None]:
-    """Without gradients, without dropout and in float32, so that a latent is the same whenever it is made."""
+    """Context without gradients and dropout, in float32, so that latents do not depend on when they are computed."""
     before = getattr(codec, "training", False)
     try:
         if before:

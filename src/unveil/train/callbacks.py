@@ -37,14 +37,14 @@ VALIDATION = 0x76616C  # sets the noise of the held-out loss apart from that of 
 
 
 class Samples:
-    """Sheets of samples at fixed seeds with the averaged weights."""
+    """Sample sheets at fixed seeds, with the EMA weights."""
 
     def __init__(self, raw: Mapping[str, Any], count: int, seed: int, stop: Stop) -> None:
         self.raw, self.count, self.seed = raw, count, seed
         self._stop = stop
 
     def draw(self, model: Model, path: Path, columns: int | None) -> None:
-        """Writes one sheet; a request to stop leaves it out."""
+        """Write one sheet; a request to stop omits it."""
         try:
             samples = model.generate(cond=self.raw, count=self.count, seed=self.seed, on_step=self._check)
         except Cancelled:
@@ -62,11 +62,11 @@ class Samples:
 
 
 class ValidationLoss:
-    """The objective on held-out items at fixed times and fixed noise, one number per noise level.
+    """Value of the objective on held-out items at fixed times and with fixed noise, one number per noise level.
 
     Attributes:
-        hints: Keys of the images that ControlNets read; where there are some, the loss is also that of the same items
-            with each other's hints, and is known from step 0.
+        hints: Keys of the control images. With any, the loss is also measured after exchanging the control images
+            between items, and validation starts at step 0.
     """
 
     def __init__(self, batch: Batch, objective: Objective, seed: int, at_once: int, hints: Sequence[str] = ()) -> None:
@@ -75,15 +75,15 @@ class ValidationLoss:
 
     @property
     def from_start(self) -> bool:
-        """True if the first line is that of step 0."""
+        """True if there is a measurement at step 0."""
         return bool(self.hints)
 
     @torch.no_grad()
     def by_level(self, model: Model, batch: Batch | None = None) -> list[float]:
-        """The mean loss in the middle of each bin of t.
+        """Mean loss in the middle of each bin of t.
 
         Args:
-            batch: Other examples; None: its own.
+            batch: Examples; None: the held-out ones.
         """
         batch = batch or self.batch
         device = next(model.parameters()).device
@@ -101,10 +101,10 @@ class ValidationLoss:
         return (sums / count).tolist()
 
     def line(self, model: Model) -> dict[str, Any]:
-        """The mean, and the loss by noise level; with hints also how much is lost where they are exchanged.
+        """Mean loss and loss by noise level; with control images also the loss after exchanging them.
 
-        `condition_use` is 0 for a network that does not look at its hints, and 1 for one whose loss is twice as high
-        with those of others.
+        `condition_use` is 0 for a network that does not use its control images, and 1 for one whose loss is twice as
+        high with those of other items.
         """
         levels = self.by_level(model)
         measures: dict[str, Any] = {"validation": sum(levels) / len(levels), "validation_by_t": levels}
@@ -116,14 +116,14 @@ class ValidationLoss:
 
 
 class StepCallback(Callback):
-    """Reports the optimiser steps of a run that writes nothing.
+    """Callback that reports the optimiser steps of a run without a folder.
 
     Args:
-        on_step: Called after each step.
+        on_step: Function called after each step.
 
     Raises (from a step):
-        NonFinite: more than `nonfinite_limit` steps in a row were not finite.
-        Cancelled: a signal requested to stop.
+        NonFinite: More than `nonfinite_limit` steps in a row are not finite.
+        Cancelled: A signal requests to stop.
     """
 
     def __init__(self, config: TrainConfig, stop: Stop, on_step: Callable[[StepOutput], object] | None) -> None:
@@ -136,7 +136,7 @@ class StepCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last part of a step: check it and report it."""
+        """Check and report a step after its last part."""
         module = _training_module(pl_module)
         if module.outcome is None:
             return
@@ -153,14 +153,14 @@ class StepCallback(Callback):
 
 
 class TrainingCallback(Callback):
-    """Follows the optimiser steps of a run folder; of several processes, the first one writes.
+    """Callback of a run in a folder, which logs, validates and saves; of several processes, the first one writes.
 
     Raises (from a step):
-        NonFinite: more than `nonfinite_limit` steps in a row were not finite.
-        OutOfResources: the disk was full for three saves in a row.
+        NonFinite: More than `nonfinite_limit` steps in a row are not finite.
+        OutOfResources: The disk is full for three saves in a row.
 
     Attributes:
-        ended: None, or why the run stopped before its last step: an exit code, or 0 for "out of time".
+        ended: Reason why the run stopped before its last step, an exit code, or 0 for "out of time"; None: it did not.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems) -> None:
@@ -182,10 +182,10 @@ class TrainingCallback(Callback):
     # ------------------------------------------------------------------ what Lightning calls
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the average, restores what a checkpoint holds, opens the log.
+        """Create the EMA, restore the checkpoint, and open the log.
 
         Raises:
-            RecipeError: The processes would go on from different steps, as in folders that they do not share.
+            RecipeError: The processes would resume from different steps, for example with folders that are not shared.
         """
         module = _training_module(pl_module)
         steps = torch.as_tensor(module.all_gather(torch.tensor(module.step, device=module.device))).flatten().tolist()
@@ -215,7 +215,7 @@ class TrainingCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last part of a step: log, judge, show, save."""
+        """Log, validate, sample and save, after the last part of a step."""
         module = _training_module(pl_module)
         outcome = module.outcome
         if outcome is None:
@@ -238,7 +238,7 @@ class TrainingCallback(Callback):
             trainer.should_stop = True
 
     def close(self) -> None:
-        """Ends the display and the log, whatever happened."""
+        """Close the display and the log, even after an error."""
         if self._display is not None:
             self._display.close()
         if self._journal is not None:
@@ -266,7 +266,7 @@ class TrainingCallback(Callback):
             self._display.step(outcome.step, {"loss": facts["loss"], "lr": outcome.rate})
 
     def _show(self, module: TrainingModule, last: bool) -> None:
-        """Held-out loss, a sheet of samples and the plots; none of it may stop a run."""
+        """Write the held-out loss, a sample sheet and the plots; an error in any of them does not stop the run."""
         config, begun = self.config, time.monotonic()
         validates = config.validate_every and (last or module.step % config.validate_every == 0)
         samples = config.sample_every and (last or module.step % config.sample_every == 0)
@@ -290,7 +290,7 @@ class TrainingCallback(Callback):
         plot_run(lines, self.folder.plots)
 
     def _save(self, trainer: Trainer, module: TrainingModule, *, final: bool) -> None:
-        """Saves on the first process and lets all know; a full disk is forgiven until it has failed too often."""
+        """Save on the first process and notify all; a full disk is tolerated until it has failed too often."""
         if self._saved_at == module.step:
             return
         failed: tuple[str, str] | None = None
@@ -334,12 +334,12 @@ def _training_module(module: LightningModule) -> TrainingModule:
 
 
 def _of_the_next(values: Any) -> Any:
-    """Every row's value in the place of the row before."""
+    """Shift values by one row, so that each row gets the value of the next."""
     return values.roll(-1, 0) if isinstance(values, Tensor) else [*values[1:], *values[:1]]
 
 
 def _middle(process: Process, place: int) -> Tensor:
-    """The trainable time nearest the middle of a bin of t; some processes count their numbers from noise down."""
+    """Trainable time nearest to the middle of a bin of t; some processes count their numbers from noise down."""
     middle = (place + 0.5) / BINS
     times = process.trainable(torch.tensor([middle, 1 - middle], dtype=torch.float64))
     return times[(times - middle).abs().argmin()]

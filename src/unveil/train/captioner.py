@@ -1,4 +1,4 @@
-"""Training of captioners: the learner of a network that looks at clips and writes their captions.
+"""Training of captioners: the learner of a network that generates captions of images and videos.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2.1: a language model over the
 words of captions, given the image, trained first on short captions and then on dense ones.
@@ -41,11 +41,11 @@ TEXT, FPS = "text", "fps"
 
 
 def initial_captioner(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
-    """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
+    """Create the initial captioner: new weights with the words of the data, or a base whose vocabulary is extended.
 
     Raises:
-        RecipeError: Items without a text, texts without a word or longer than the network writes, or a base of another
-            network.
+        RecipeError: An item has no text, the texts contain no word or are longer than the network's limit, or the base
+            is another network.
         WeightsError: The base is not a captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
@@ -78,8 +78,9 @@ def fit_captioner(
     Training resumes and repeats as that of `train.fit`. At the end the network holds the EMA weights.
 
     Raises:
-        RecipeError: Items without captions, captions longer than the network writes, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
+        RecipeError: An item has no caption, a caption is longer than the network's limit, or the run is of another
+            recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: Training stops, as in `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
     batching = recipe.train.batching
@@ -91,29 +92,29 @@ def fit_captioner(
 
 
 def _refuse_long(words: int, limit: int) -> None:
-    """Check that a caption has no more words, with its end, than the network writes.
+    """Check that a caption, with its end token, is not longer than the network's limit.
 
     Raises:
-        RecipeError: It has.
+        RecipeError: The caption is longer.
     """
     if words + 1 > limit:
         raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
 def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
-    """The shape of the first item's data."""
+    """Shape of the first item's data."""
     return tuple(torch.as_tensor(dataset[0][key]).shape)
 
 
 class CaptionerLearner(Learner):
-    """The learner of a captioner.
+    """Learner of a captioner.
 
     Args:
         model: Model that is trained.
-        key: The items' key of the images or videos.
+        key: Key of the item's image or video.
         shape: Shape of one item's data.
-        timed: True if items say how many frames a second has.
-        batching: "buckets" for clips and images of different sizes; None: all are of one.
+        timed: True if items contain their frame rate.
+        batching: Batching "buckets" for images and videos of different sizes; None: all have one size.
     """
 
     def __init__(
@@ -126,10 +127,10 @@ class CaptionerLearner(Learner):
         self.raw_keys = [TEXT, *([FPS] if timed else [])]
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """Mean nats of a word, of each caption and of all.
+        """Cross-entropy per word in nats, of each caption and of the batch.
 
         Raises:
-            RecipeError: Mirrored images, whose captions would be wrong.
+            RecipeError: Images are mirrored, which would make captions wrong.
         """
         del streams, step
         if flip:
@@ -137,7 +138,7 @@ class CaptionerLearner(Learner):
         return self.caption_losses(self.model, batch)
 
     def caption_losses(self, network: Captioner, batch: Batch) -> LossOutput:
-        """The loss of a batch by a network, the trained or the averaged one."""
+        """Loss of a batch for the trained or the EMA network."""
         data = batch.data
         targets = self.targets(batch.raw[TEXT]).to(data[0].device)
         rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
@@ -156,10 +157,10 @@ class CaptionerLearner(Learner):
         return LossOutput(total.sum() / counted.sum(), (total / counted).detach(), nowhere, {})
 
     def targets(self, captions: list[str]) -> Tensor:
-        """Captions as words (B, L), with begin and end.
+        """Tokens (B, L) of captions, with begin and end.
 
         Raises:
-            RecipeError: One is longer than the network writes.
+            RecipeError: A caption is longer than the network's limit.
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
@@ -171,23 +172,23 @@ class CaptionerLearner(Learner):
         self.model.decoder.stack.compile()
 
     def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
-        """The loss of captions that never train."""
+        """Validation by the loss of held-out captions."""
         del seed
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
     def ema_tensors(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the network."""
+        """Tensors of the network by file name."""
         return {FILE: dict(average.state_dict())}
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """The captioner as trained."""
+        """Files of the captioner with the trained weights."""
         return captioner_files(self._whole(self.model), about=about)
 
     def load(self, model: Captioner, folder: Path, which: model_folder.WeightSet) -> None:
-        """Copy a folder's weights.
+        """Copy the weights of a folder into the network.
 
         Raises:
-            WeightsError: They are of other words, as they are when captions were changed since.
+            WeightsError: The weights are for another vocabulary, for example because captions were changed.
         """
         if words_of(folder) != self.words:
             raise WeightsError(
@@ -197,7 +198,7 @@ class CaptionerLearner(Learner):
         copy_captioner(model, folder, which)
 
     def card(self, about: str) -> str:
-        """The captioner's card."""
+        """Card of the captioner."""
         return captioner_card(self._whole(self.model), about)
 
     def _whole(self, network: Captioner) -> CaptionModel:
@@ -205,7 +206,7 @@ class CaptionerLearner(Learner):
 
 
 class CaptionValidation:
-    """The loss of captions that never train, by the averaged captioner."""
+    """Loss of the EMA captioner on held-out captions."""
 
     from_start = False
 
@@ -214,7 +215,7 @@ class CaptionValidation:
 
     @torch.no_grad()
     def line(self, model: Captioner) -> dict[str, Any]:
-        """`validation`, mean nats of a word."""
+        """Return `validation`, the mean cross-entropy per word in nats."""
         count, total = len(self.batch.numbers), 0.0
         for begin in range(0, count, self.at_once):
             part = slice_batch(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
@@ -223,12 +224,12 @@ class CaptionValidation:
 
 
 def as_videos(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) as clips of one frame; clips as they are."""
+    """Convert images (B, C, H, W) to videos of one frame; return videos unchanged."""
     return x[:, :, None] if x.ndim == 4 else x
 
 
 def of_one_size(data: Tensor | list[Tensor]) -> list[list[int]]:
-    """The places of items of one shape, for each shape that occurs."""
+    """Indices of the items of each shape, for all shapes that occur."""
     if isinstance(data, Tensor):
         return [list(range(len(data)))]
     by_shape: dict[tuple[int, ...], list[int]] = {}

@@ -1,6 +1,6 @@
-"""Training of classifiers: those of clean images, whose features FID compares, and those of noisy images that guide.
+"""Training of classifiers: of clean images, whose features are used for FID, and of noisy images, for guidance.
 
-They see the training part alone.
+Only the training split is used.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ class ClassifierConfig:
     """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
-        epochs: Passes over the training part.
-        label_smoothing: Probability taken from the true class and spread over all.
+        epochs: Number of passes over the training split.
+        label_smoothing: Probability taken from the true class and spread over all classes.
         translate: Maximum shift of images in pixels, in either direction.
-        degrees: Maximum rotation of images, in either direction.
+        degrees: Maximum rotation of images in degrees, in either direction.
         scale: Maximum share by which images are enlarged or reduced.
-        sizes: Sides in pixels, of which each batch has one, for networks that will read other sizes; none: the images'
-            own.
-        random_flip: Mirror images half of the time.
-        precision: Precision of products in training; what is reported is computed in float32.
-        process: Process whose noise levels a noisy classifier reads, each time equally often; None for clean images.
-        ema_decay: Decay of the running average of the weights, per step; 0: the result is the last weights.
-        grad_accum_steps: Parts that a batch is split into, to save memory.
-        save_every: Steps between checkpoints of a run folder.
-        max_minutes: Wall time after which a run folder's training stops, to be resumed.
+        sizes: Sides in pixels, one of which each batch has, for networks that will take other sizes; by default the
+            size of the images.
+        random_flip: True if images are mirrored left-right with probability 1/2.
+        precision: Precision of products in training; reported results are computed in float32.
+        process: Noise process of a noisy classifier, whose times are sampled uniformly; None: clean images.
+        ema_decay: Decay of the EMA of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: Number of parts that a batch is split into, to save memory.
+        save_every: Number of steps between the checkpoints of a run folder.
+        max_minutes: Wall time in minutes after which training in a run folder stops; it can be resumed.
 
     Raises:
-        RecipeError: A noisy classifier without process, or a process for one of clean images.
+        RecipeError: A noisy classifier has no process, or a classifier of clean images has one.
     """
 
     network: CnnConfig | ViTConfig | NoisyClassifierConfig
@@ -107,10 +107,10 @@ class ClassifierConfig:
             raise RecipeError(f"sizes {list(self.sizes)}: each must be a multiple of the patch, {self.network.patch}")
 
     def loop(self, images: int) -> TrainConfig:
-        """The settings of the training loop, for a number of training images.
+        """Return the settings of the training loop, for a number of training images.
 
         Raises:
-            RecipeError: Settings that cannot work, such as a batch that cannot be split.
+            RecipeError: A setting is invalid, such as a batch that cannot be split.
         """
         settings = {
             "batch_size": self.batch_size,
@@ -141,10 +141,14 @@ class StepProgress(NamedTuple):
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier, its share of held-out images read correctly, and the cost of its training.
+    """Classifier with its accuracy on held-out images and the cost of its training.
 
-    by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
-    by_size: of a ViT, the same for images resized to other sides in pixels, with interpolated positions.
+    Attributes:
+        network: Trained network.
+        accuracy: Share of held-out images that are classified correctly; the mean of `by_level` of a noisy classifier.
+        cpu_seconds: CPU time of the training.
+        by_level: Accuracy of a noisy classifier at each tenth of the times, from the data on.
+        by_size: Accuracy of a ViT on images resized to other sides in pixels, with interpolated positions.
     """
 
     network: Cnn | ViT | NoisyClassifier
@@ -155,12 +159,12 @@ class TrainedClassifier(NamedTuple):
 
 
 class ClassifierLearner(Learner):
-    """The learner of a classifier, whose training images are in memory.
+    """Learner of a classifier, whose training images are in memory.
 
     Weights, order of the images, augmentations and dropout are drawn from one generator.
 
     Args:
-        images: With a label each.
+        images: Training images with their labels.
     """
 
     adamw = AdamWOptions(fused=False)
@@ -176,15 +180,15 @@ class ClassifierLearner(Learner):
         self._batch: tuple[int, Tensor, Tensor] | None = None  # of a step: its number, pixels and labels
 
     def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
-        """Example numbers alone."""
+        """Data set of example numbers only."""
         return ExampleNumbers()
 
     def schedule(self, config: TrainConfig) -> Schedule:
-        """Up over the first tenth of the training, then a cosine to 0."""
+        """Learning rate schedule: a rise over the first tenth of the training, then a cosine to 0."""
         return lambda step: _schedule((step + 1) / config.steps)
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The cross-entropy of the images' labels."""
+        """Cross-entropy of the images' labels."""
         part = self.order.part(batch.numbers)
         pixels, labels = (whole[part.positions] for whole in self._augmented_batch(step))
         with self.order.forward_pass(part):
@@ -205,7 +209,7 @@ class ClassifierLearner(Learner):
         return self._batch[1:]
 
     def _logits(self, pixels: Tensor, step: int, part: BatchPart) -> Tensor:
-        """The logits of images; a noisy classifier's have noise of times that step and position decide alone.
+        """Logits of images; for a noisy classifier with noise, whose times depend only on step and position.
 
         Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
         """
@@ -218,7 +222,7 @@ class ClassifierLearner(Learner):
         return self.model(x, index)
 
     def state(self) -> dict[str, Tensor]:
-        """The order of the images and the generator."""
+        """State of the order of the images and of the generator."""
         return self.order.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -231,18 +235,18 @@ class ClassifierLearner(Learner):
         self._batch = None
 
     def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the network."""
+        """Tensors of the network by file name."""
         return {FILE: dict(average.state_dict())}
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """The network as trained, and the card."""
+        """Files of the network with the trained weights, and its card."""
         return {FILE: dict(self.model.state_dict()), "card.md": self.card(about)}
 
     def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
-        """Copy a folder's weights.
+        """Copy the weights of a folder into the network.
 
         Raises:
-            WeightsError: Weights of another network.
+            WeightsError: The weights are those of another network.
         """
         path = model_folder.weights_of(folder, FILE, which)
         tensors = read_tensors(path)
@@ -250,7 +254,7 @@ class ClassifierLearner(Learner):
         model.load_state_dict(tensors)
 
     def card(self, about: str) -> str:
-        """The network's name and size."""
+        """Card with the network's name and size."""
         parameters = sum(p.numel() for p in self.model.parameters())
         return f"# A classifier\n\n{type(self.model).__name__}, {parameters:,} parameters\n\n{about}\n"
 
@@ -261,14 +265,14 @@ def train_classifier(
     held_out: ImageDataset,
     on_progress: Callable[[StepProgress], object] | None = None,
 ) -> TrainedClassifier:
-    """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
+    """Train a classifier on `dataset`; the same seed, machine and number of threads give the same weights.
 
     Args:
-        on_progress: Called after each step; to stop, let it raise `errors.Cancelled`.
+        on_progress: Function called after each step; it may raise `errors.Cancelled` to stop.
 
     Raises:
-        RecipeError: Images without labels, or a label that the network has no output for.
-        NonFinite: The loss left the finite numbers.
+        RecipeError: The images have no labels, or the network has no output for a label.
+        NonFinite: The loss is not finite.
     """
     begun, spent = time.perf_counter(), time.process_time()
     learner, test = _prepared(config, dataset, held_out)
@@ -293,12 +297,12 @@ def fit_classifier(
     """Train a classifier in a run folder, or resume the run in it, by one process or by those of `torchrun`.
 
     Args:
-        run: The folder; new, or one of the same recipe.
-        recorded: The recipe, as plain values.
+        run: Run folder, which is new or contains a run of the same recipe.
+        recorded: Recipe as plain values.
 
     Raises:
-        RecipeError: Images without labels, a label that the network has no output for, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
+        RecipeError: The images have no labels, the network has no output for a label, or the run is of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: Training stops, as in `train.fit`.
     """
     spent = time.process_time()
     learner, test = _prepared(config, dataset, held_out)
@@ -310,7 +314,7 @@ def fit_classifier(
 def _prepared(
     config: ClassifierConfig, dataset: ImageDataset, held_out: ImageDataset
 ) -> tuple[ClassifierLearner, ImageSet]:
-    """The learner of checked images, and the held-out ones."""
+    """Create the learner of checked images, and the held-out images."""
     train, test = _labelled(collect_images(dataset), config), _labelled(collect_images(held_out), config)
     if len(train.pixels) < config.batch_size:
         raise RecipeError(
@@ -320,7 +324,7 @@ def _prepared(
 
 
 def _finished(learner: ClassifierLearner, test: ImageSet, spent: float) -> TrainedClassifier:
-    """The trained network with features of order 1 and weights of half precision, and how well it reads."""
+    """Scale the features to order 1, round the weights to half precision, and measure the accuracy."""
     network: Cnn | ViT | NoisyClassifier = learner.model.eval().requires_grad_(False)
     if not isinstance(network, NoisyClassifier):
         _scale_features(network, learner.images.pixels[:10_000])
@@ -350,14 +354,15 @@ def save_classifier(
 
     Args:
         name: Name of the recipe, such as classifier-digits.
-        process: The recipe's section of a noisy classifier's process.
-        force: Replace files of that name.
+        process: Section of the recipe for a noisy classifier's process.
+        force: True if existing files are replaced.
 
     Returns:
-        The card, which `evaluate.features.classifier` opens, or `guidance_classifier.load_guide` a noisy one's.
+        Path of the card, for `evaluate.features.classifier`, or of a noisy classifier for
+        `guidance_classifier.load_guide`.
 
     Raises:
-        OutputError: A file of that name is there and `force` is not set.
+        OutputError: A file of that name exists, and `force` is not set.
     """
     weights, card = (folder / f"{name}.{end}" for end in ("safetensors", "yaml"))
     for path in (weights, card):
@@ -399,13 +404,13 @@ def _fresh(config: ClassifierConfig) -> Cnn | ViT | NoisyClassifier:
 
 
 def _noised(process: Process, level: NoiseLevel, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) at a noise level, and the index (B,) of it that the network is given."""
+    """Images (B, C, H, W) at a noise level, and the time input (B,) of the network."""
     x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
     return x, torch.as_tensor(process.timestep(level), dtype=torch.float32).expand(len(x))
 
 
 def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, tenth: int) -> float:
-    """The share of the first held-out images read correctly with the noise of a tenth of the times."""
+    """Accuracy on the first held-out images with noise of the given tenth of the times."""
     assert test.labels is not None
     pixels, labels = to_unit(test.pixels[:HELD_OUT]), test.labels[:HELD_OUT]
     streams = SampleRNG(0, range(len(pixels)))
@@ -418,9 +423,9 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, ten
 
 
 def _accuracy_by_size(network: ViT, test: ImageSet) -> dict[int, float]:
-    """The share of held-out images read correctly at other sides: one patch less and up to two more than its own.
+    """Accuracy on held-out images at other sides, from one patch less to two more than the network's own.
 
-    Source: Dosovitskiy et al. 2021, section 3.2 (arXiv:2010.11929), where the network is trained on at that size.
+    Source: Dosovitskiy et al. 2021, section 3.2 (arXiv:2010.11929), where the network is also fine-tuned at that size.
     """
     assert test.labels is not None
     sides = [network.config.side + more for more in OTHER_SIDES if network.config.side + more > 0]
@@ -433,14 +438,14 @@ def _accuracy_by_size(network: ViT, test: ImageSet) -> dict[int, float]:
 
 
 def _resized(pixels: Tensor, size: int) -> Tensor:
-    """In [-1, 1], size x size: bilinear, means where they become fewer."""
+    """Resize images to size x size in [-1, 1], bilinearly with antialiasing."""
     return functional.interpolate(to_unit(pixels), (size, size), mode="bilinear", antialias=True)
 
 
 def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
-    """In [-1, 1], each image mirrored, rotated, scaled and shifted by its own amount; bilinear, edges repeated.
+    """Augment images, each mirrored, rotated, scaled and shifted at random, in [-1, 1]; bilinear, edges repeated.
 
-    Where there are `sizes`, the batch has one of them.
+    With `sizes`, the whole batch is resampled to one of them.
     """
     x = to_unit(pixels)
     mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.random_flip else torch.ones(len(x))
@@ -459,9 +464,9 @@ def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
 
 
 def _scale_features(network: Cnn | ViT, pixels: Tensor) -> None:
-    """Divide the features by their spread and multiply the head by it: the same logits, features of order 1.
+    """Divide the features by their spread and multiply the head by it, which keeps the logits.
 
-    Distances of features then have a size that means something, whatever the network grew to during training.
+    Distances of features then have a comparable scale, whatever their scale is after training.
     """
     with torch.inference_mode():
         features = torch.cat([network(to_unit(part)).features for part in pixels.split(256)])
@@ -469,7 +474,7 @@ def _scale_features(network: Cnn | ViT, pixels: Tensor) -> None:
 
 
 def _schedule(part: float) -> float:
-    """Share of the learning rate after this part of the training: up over the first tenth, then a cosine to 0."""
+    """Factor on the learning rate after a part of the training: rising over the first tenth, then a cosine to 0."""
     return part / 0.1 if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
 
 

@@ -1,4 +1,4 @@
-"""The data of a run as a LightningDataModule: batches by example number, from the step that a run starts at."""
+"""The data of a run as a LightningDataModule: batches by example number, from a given step on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DataWorkerError(NamedTuple):
 
 
 class _Reading(Dataset[Batch | DataWorkerError]):
-    """Batches, or the error of reading one."""
+    """Batches by example numbers, or the error of reading one."""
 
     def __init__(self, examples: Dataset[Batch]) -> None:
         self._examples: Any = examples
@@ -39,8 +39,8 @@ class TrainingData(LightningDataModule):
     Args:
         examples: Batches by example numbers, as `Learner.dataset` returns them.
         config: Settings of training.
-        first: The optimiser step that the Trainer counts from; 0 in a Trainer that starts or resumes a run by itself.
-        steps: The examples of each step; None: `config.batch_size` each.
+        first: Optimiser step that the Trainer counts from; 0 in a Trainer that starts or resumes a run itself.
+        steps: Plan of the examples of each step; None: `config.batch_size` examples each.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainingData(LightningDataModule):
         self.first = first
 
     def train_dataloader(self) -> DataLoader[Batch | DataWorkerError]:
-        """One pass over the rest of the run; what Lightning calls an epoch is the whole of it."""
+        """Return one pass over the rest of the run, which is Lightning's epoch."""
         config, trainer = self.config, self.trainer
         assert trainer is not None
         numbers = BatchSampler(
@@ -75,10 +75,10 @@ class TrainingData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Batch | DataWorkerError, dataloader_idx: int) -> Batch:
-        """The batch.
+        """Return the batch, or raise the error of reading it.
 
         Raises:
-            Error: It could not be read.
+            Error: The batch could not be read.
         """
         if isinstance(batch, DataWorkerError):
             raise batch.fault

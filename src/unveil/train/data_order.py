@@ -39,9 +39,9 @@ class IndexableItems(Sized, Protocol):
 
 
 class Batch(NamedTuple):
-    """Training examples: their numbers, the data, and the raw values that conditioners read, by key.
+    """Training examples: their numbers, the data, and the raw values of the conditioners, by key.
 
-    The data are one tensor, or where sizes may differ a list of one for each example.
+    The data are one tensor, or a list with one tensor per example if sizes may differ.
     """
 
     numbers: list[int]
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 class EpochShuffle:
-    """Every item once per epoch, each epoch in another order."""
+    """Order in which every item occurs once per epoch, each epoch in another order."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
@@ -58,12 +58,12 @@ class EpochShuffle:
         self._known: dict[int, Tensor] = {}
 
     def index(self, number: int) -> int:
-        """The item of an example."""
+        """Index of the item of an example."""
         epoch, place = divmod(number, self.size)
         return int(self.permutation(epoch)[place])
 
     def permutation(self, epoch: int) -> Tensor:
-        """The items of an epoch in their order, int64 (size,)."""
+        """Items of an epoch in their order, int64 (size,)."""
         if epoch not in self._known:
             if len(self._known) > 1:  # a batch spans two epochs at most when it is smaller than the set
                 self._known.clear()
@@ -76,7 +76,7 @@ class BatchPlan(Protocol):
     """Plan of the examples of each step."""
 
     def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
-        """The numbers of the examples of one of a step's parts."""
+        """Numbers of the examples in one part of a step."""
         ...
 
 
@@ -87,14 +87,14 @@ class FixedBatch:
         self.batch = batch
 
     def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
-        """The numbers of the examples of one of a step's parts."""
+        """Numbers of the examples in one part of a step."""
         share, begin = self.batch // parts, step * self.batch
         return range(begin + part * share, begin + (part + 1) * share)
 
 
 @runtime_checkable
 class SupportsSizes(Protocol):
-    """A data set that knows the sizes of its items without reading them."""
+    """Data set that knows the sizes of its items without reading them."""
 
     def sizes(self) -> Tensor:
         """Frames, height and width of each item: int64 (N, 3)."""
@@ -105,7 +105,7 @@ def sizes_of(items: IndexableItems) -> Tensor:
     """Return the sizes of a data set's items, int64 (N, 3).
 
     Raises:
-        RecipeError: It does not know them.
+        RecipeError: The data set does not know the sizes.
     """
     if not isinstance(items, SupportsSizes):
         raise RecipeError(
@@ -116,19 +116,19 @@ def sizes_of(items: IndexableItems) -> Tensor:
 
 
 class TokenBudget:
-    """The examples of each step when a step is to be of `tokens` tokens.
+    """Plan of the examples of each step, for steps of about `tokens` tokens.
 
-    All examples' tokens are laid end to end in their order. Step s takes the examples that begin in its `tokens` of
-    them, those from s * tokens on: at most one example's length more or less. So any step is known at once, and a run
-    that resumes has nothing to count.
+    The tokens of all examples are concatenated in their order. Step s takes the examples that begin in its `tokens` of
+    them, those from s * tokens on; its length differs by at most one example's. So every step is known without
+    computing the earlier ones, also after resuming.
 
     Args:
         order: Item of each example.
-        lengths: Lengths of each item, in tokens.
-        tokens: Tokens of a step.
+        lengths: Number of tokens of each item.
+        tokens: Number of tokens of a step.
 
     Raises:
-        RecipeError: An item that is longer than a step.
+        RecipeError: An item is longer than a step.
     """
 
     def __init__(self, order: EpochShuffle, lengths: Sequence[int] | Tensor, tokens: int) -> None:
@@ -139,10 +139,10 @@ class TokenBudget:
         self.split(1)
 
     def split(self, parts: int) -> None:
-        """Check that each of a number of parts of a step has an example.
+        """Check that every part of a step has an example, for the given number of parts.
 
         Raises:
-            RecipeError: None is.
+            RecipeError: A part has no example.
         """
         if self.tokens < parts * self.longest:
             raise RecipeError(
@@ -151,12 +151,12 @@ class TokenBudget:
             )
 
     def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
-        """The numbers of the examples of one of a step's parts, all of about as many tokens."""
+        """Numbers of the examples in one part of a step; the parts have about as many tokens."""
         first, last = (step * self.tokens + self.tokens * place // parts for place in (part, part + 1))
         return range(self._from(first), self._from(last))
 
     def _from(self, token: int) -> int:
-        """The first example that begins at this token or later."""
+        """Number of the first example that begins at this token or later."""
         epoch, place = divmod(token, self.epoch)
         if epoch not in self._begins:
             if len(self._begins) > 1:
@@ -167,16 +167,17 @@ class TokenBudget:
 
 
 class BatchSampler(Sampler[list[int]]):
-    """The example numbers of each forward pass of one process, from an optimiser step on.
+    """Example numbers of each forward pass of one process, from an optimiser step on.
 
     Args:
-        first: The optimiser step that the length counts from.
-        last: The one to end before.
-        batch: Examples of one optimiser step, over all processes and parts; or a plan of them.
-        parts: Forward passes of one optimiser step in each process.
+        first: Optimiser step that the length counts from.
+        last: Optimiser step after the last one.
+        batch: Number of examples of one optimiser step, over all processes and parts; or a plan of them.
+        parts: Number of forward passes of one optimiser step in each process.
         rank: Rank of this process.
         world: Number of processes.
-        start: The optimiser step to begin with, where Lightning has counted the steps before it already; None: first.
+        start: First optimiser step that is yielded, if Lightning has already counted the steps before it; None:
+            `first`.
     """
 
     def __init__(
@@ -196,20 +197,21 @@ class BatchSampler(Sampler[list[int]]):
         self.steps: BatchPlan = FixedBatch(batch) if isinstance(batch, int) else batch
 
     def __len__(self) -> int:
-        """Forward passes from the first step to the last."""
+        """Number of forward passes from the first step to the last."""
         return (self.last - self.first) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The example numbers of each forward pass: process r computes the r-th slice of a step, part by part."""
+        """Yield the example numbers of each forward pass: process r computes the r-th slice of a step, part by part."""
         for step in range(self.start, self.last):
             for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
                 yield list(self.steps.examples(step, part, self.world * self.parts))
 
 
 class IndexedDataset(Dataset[Batch]):
-    """A data set read by example number instead of by index.
+    """Data set that is read by example number instead of by index.
 
-    batching: how data of different sizes are computed together; None: they are all of one.
+    Attributes:
+        batching: Method of computing data of different sizes together; None: all data have one size.
     """
 
     def __init__(
@@ -227,10 +229,10 @@ class IndexedDataset(Dataset[Batch]):
         self.batching: Batching | None = batching
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        """The examples as one batch.
+        """Return the examples as one batch.
 
-        A data set may draw random numbers itself (crops, captions): the global generators are set from
-        the first example's number, so those are the same after resuming and with any number of workers.
+        A data set may draw random numbers itself (crops, captions). The global generators are seeded from the first
+        example's number, so that these are the same after resuming and with any number of workers.
         """
         seed = hash_of(self.order.seed, numbers[0], len(numbers))
         torch.default_generator.manual_seed(seed >> 1)
@@ -248,11 +250,11 @@ def collate(
     raw_keys: Sequence[str],
     batching: Batching | None = None,
 ) -> Batch:
-    """Items as one batch: tensors of one shape are stacked, everything else becomes a list.
+    """Collate items to one batch: tensors of one shape are stacked, everything else becomes a list.
 
     Args:
-        batching: Method of computing data of different sizes together, which then are a list; None: they
-            are of one.
+        batching: Method of computing data of different sizes together, which then are a list; None: all data have one
+            size.
 
     Raises:
         RecipeError: An item lacks a key.
@@ -274,7 +276,7 @@ def collate(
 
 
 def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape: tuple[int, ...] | None) -> None:
-    """Looks at the first item, before anything is written.
+    """Check the first item, before anything is written.
 
     Raises:
         DataError: The data set is empty.
@@ -297,7 +299,7 @@ def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape:
 
 
 def items_of(items: IndexableItems, indices: Sequence[int]) -> Sequence[Item]:
-    """Several items of a data set, at once where it can do that."""
+    """Return several items of a data set, in one call if it supports that."""
     several = getattr(items, "__getitems__", None)  # as torch's own loader asks
     return [items[index] for index in indices] if several is None else several(indices)
 
@@ -329,17 +331,19 @@ _KEYS = ("generator", "order", "window", "batches", "position")
 
 
 class ExampleNumbers(Dataset[Batch]):
-    """Batches of example numbers alone, for learners that hold their data in memory."""
+    """Batches of example numbers only, for learners that hold their data in memory."""
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        """A batch without data."""
+        """Return a batch without data."""
         return Batch(numbers, torch.empty(0), {})
 
 
 class BatchPart(NamedTuple):
-    """A part of a step's batch.
+    """Part of a step's batch.
 
-    positions: of its examples in the batch. whole: whether it is all of the batch.
+    Attributes:
+        positions: Positions of its examples in the batch.
+        whole: True if the part is the whole batch.
     """
 
     positions: slice
@@ -347,12 +351,12 @@ class BatchPart(NamedTuple):
 
 
 class RandomOrder(ABC):
-    """Batches of row numbers in a random order, and the generator that draws it.
+    """Random order of batches of row numbers, and the generator that draws it.
 
-    The generator starts as the global one is when this is created; call it after the network's weights are drawn.
+    The generator starts in the state of the global one at creation; create it after the network's weights are drawn.
 
     Args:
-        batch_size: Rows of a batch.
+        batch_size: Number of rows of a batch.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -365,11 +369,11 @@ class RandomOrder(ABC):
 
     @abstractmethod
     def draw(self) -> Tensor:
-        """The rows of the next batch, int64; draws from the global generator, so call it inside `drawing`."""
+        """Draw the rows of the next batch, int64, from the global generator; call it inside `drawing`."""
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Inside, the global generator is that of the order."""
+        """Context in which the global generator is that of the order."""
         before = torch.get_rng_state()
         torch.set_rng_state(self._generator)
         try:
@@ -379,20 +383,20 @@ class RandomOrder(ABC):
             torch.set_rng_state(before)
 
     def forward_pass(self, part: BatchPart) -> AbstractContextManager[None]:
-        """The context of a forward pass.
+        """Context of a forward pass.
 
-        The pass of a whole batch draws dropout from the same generator. Where a batch is split, each part draws from
-        a generator keyed by the step and the part instead, so that all processes keep one order of the data.
+        The pass of a whole batch draws dropout from the same generator. If a batch is split, each part draws from a
+        generator keyed by the step and the part instead, so that all processes keep one order of the data.
         """
         return self.drawing() if part.whole else nullcontext()
 
     def part(self, numbers: Sequence[int]) -> BatchPart:
-        """The part of a batch that has these example numbers."""
+        """Return the part of a batch that has these example numbers."""
         begin = numbers[0] % self.batch_size
         return BatchPart(slice(begin, begin + len(numbers)), len(numbers) == self.batch_size)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs."""
+        """Tensors that are needed to resume a run."""
         window, position = (torch.tensor(number, dtype=torch.int64) for number in (self._window, self._position))
         values = (self._generator, self._order, window, self._batches, position)
         return {f"order.{key}": value.clone() for key, value in zip(_KEYS, values, strict=True)}
@@ -411,7 +415,7 @@ class RandomOrder(ABC):
 
 
 class ShuffledRows(RandomOrder):
-    """Every row once per epoch, except the last ones that fill no batch.
+    """Order in which every row occurs once per epoch, except the last ones that do not fill a batch.
 
     Args:
         count: Number of rows.
@@ -422,7 +426,7 @@ class ShuffledRows(RandomOrder):
         self.count = count
 
     def draw(self) -> Tensor:
-        """The next rows of the epoch, or the first of another one."""
+        """Draw the next rows of the epoch, or the first of a new one."""
         if len(self._order) == 0 or self._position + self.batch_size > self.count:
             self._order, self._position = torch.randperm(self.count), 0
         rows = self._order[self._position : self._position + self.batch_size]
@@ -431,7 +435,7 @@ class ShuffledRows(RandomOrder):
 
 
 class SortedWindows(RandomOrder):
-    """Every row once per epoch, rows of similar length together.
+    """Order in which every row occurs once per epoch, with rows of similar length in one batch.
 
     Args:
         lengths: Lengths of the rows.
@@ -443,7 +447,7 @@ class SortedWindows(RandomOrder):
         self._parts: list[list[int]] | None = None
 
     def draw(self) -> Tensor:
-        """The rows of a batch of the window, or of the next window, or of another epoch."""
+        """Draw the rows of a batch of the window, or of the next window, or of a new epoch."""
         if self._position >= len(self._batches):
             self._window += WINDOW * self.batch_size
             if self._window > len(self._order) - self.batch_size:
@@ -466,7 +470,7 @@ class SortedWindows(RandomOrder):
         self._parts = None
 
     def _sorted_parts(self) -> list[list[int]]:
-        """The batches of the window, short rows first."""
+        """Batches of the window, short rows first."""
         size = self.batch_size
         window = self._order[self._window : self._window + WINDOW * size].tolist()
         window.sort(key=lambda row: self.lengths[row])

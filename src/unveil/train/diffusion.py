@@ -1,4 +1,4 @@
-"""Training of diffusion models: the learner of a denoiser with its conditioners, round an objective."""
+"""Training of diffusion models: the learner of a denoiser with its conditioners, for any objective."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SHEET = 16  # samples on a sheet, or two rows of the classes
 
 
 class DiffusionLearner(Learner):
-    """The learner of a diffusion model: a denoiser with its conditioners.
+    """Learner of a diffusion model: a denoiser with its conditioners.
 
     Args:
         model: Model that is trained.
         objective: Loss that is minimised.
-        key: The items' key of the training data.
+        key: Key of the item's training data.
         batching: Method of computing videos of different sizes together; None: all have the model's size.
     """
 
@@ -60,16 +60,16 @@ class DiffusionLearner(Learner):
         return self.model.device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The objective's loss."""
+        """Loss of the objective."""
         x0, condition = prepare(self.model, batch, streams, step, flip)
         return self.objective(with_controlnets(self.model.denoiser, self.model.controls), x0, condition, streams, step)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Let the objective follow times and losses."""
+        """Update the objective with times and losses."""
         self.objective.observe(self.model.process, t, per_sample)
 
     def state(self) -> dict[str, Tensor]:
-        """The statistics of the timestep sampling."""
+        """Statistics of the timestep sampling."""
         time = self._time()
         return {} if time is None else {f"time.{key}": value for key, value in time.state_dict().items()}
 
@@ -92,7 +92,7 @@ class DiffusionLearner(Learner):
         self.model.compile_network()
 
     def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
-        """The objective at fixed times and noise."""
+        """Validation by the objective at fixed times and noise."""
         from unveil.train.callbacks import ValidationLoss
 
         controls = self.model.controls
@@ -101,7 +101,7 @@ class DiffusionLearner(Learner):
         return ValidationLoss(batch, self.objective, seed, at_once, hints)
 
     def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
-        """Two rows of the classes, or images for the conditions of some items."""
+        """Sample sheets with two rows of the classes, or with images for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
         if len(self.shape) not in (3, 4) or self.shape[0] not in (1, 3):
@@ -115,12 +115,12 @@ class DiffusionLearner(Learner):
         return Samples(self._fixed(items, count).raw, count, seed, stop), None
 
     def _fixed(self, items: IndexableItems, count: int) -> Batch:
-        """Some items, spread evenly."""
+        """Return some items, spread evenly."""
         batch = fixed_subset(items, count, self.key, self.raw_keys, self.batching)
         return batch._replace(raw=drop_unknown_captions(self.model, batch.raw))
 
     def ema_tensors(self, average: Model) -> dict[str, dict[str, Tensor]]:
-        """Tensors of denoiser and conditioners; the autoencoder is frozen."""
+        """Tensors of denoiser and conditioners by file name; the autoencoder is frozen."""
         return {
             name: tensors
             for name, tensors in checkpoint_store.weight_files(average).items()
@@ -128,15 +128,15 @@ class DiffusionLearner(Learner):
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """The model as trained."""
+        """Files of the model with the trained weights."""
         return checkpoint_store.model_files(self.model, about=about)
 
     def load(self, model: Model, folder: Path, which: model_folder.WeightSet) -> None:
-        """Copy a folder's weights."""
+        """Copy the weights of a folder into the model."""
         model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
-        """The model's card."""
+        """Card of the model."""
         return card(self.model, about)
 
     def _time(self) -> SecondMoment | None:

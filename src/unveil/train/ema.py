@@ -1,4 +1,4 @@
-"""The running average of the weights, which is what samples are drawn with."""
+"""The exponential moving average (EMA) of the weights, which is used for sampling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Ema(Generic[M]):
-    """An average of a model's trained weights: average <- average + (1 - d) (weights - average).
+    """EMA of a model's trained weights: average <- average + (1 - d) (weights - average).
 
-    d grows as (1 + n) / (10 + n) with the number n of earlier updates until it reaches `decay`, so that the
-    random weights of the start are soon forgotten. Frozen parameters are shared with the model, buffers
-    follow it.
+    The decay d grows as (1 + n) / (10 + n) with the number n of earlier updates until it reaches `decay`, so that the
+    random initial weights lose their influence early. Frozen parameters are shared with the model, and buffers are
+    copied from it.
 
     Attributes:
-        model: A second model with the averaged weights, in evaluation mode.
-        updates: Number of updates until now.
+        model: Second model with the averaged weights, in evaluation mode.
+        updates: Number of updates.
 
     Source: Tarvainen & Valpola 2017, section 3 (arXiv:1703.01780) for the average in place of the weights.
     """
@@ -37,12 +37,12 @@ class Ema(Generic[M]):
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     def next_decay(self) -> float:
-        """The decay that the next update will use."""
+        """Decay of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes one step towards the model's present weights."""
+        """Update the average with the model's present weights."""
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self._averages, self._weights, 1 - self.next_decay()
         )

@@ -1,7 +1,7 @@
 """Fine-tuning from a base model: all weights, a LoRA, or a ControlNet.
 
-With a LoRA or a ControlNet the base stays as it is, and a run's checkpoints contain only what is trained. Everything
-else is the usual training: the average, the optimiser and the checkpoints include only weights that have a gradient.
+With a LoRA or a ControlNet the base stays unchanged, and a run's checkpoints contain only what is trained. All else is
+as in other training: the EMA, the optimiser and the checkpoints include only weights that have a gradient.
 
 Sources: LoRA, Hu et al. 2021 (arXiv:2106.09685), section 4; ControlNet, Zhang et al. 2023, section 3
 (arXiv:2302.05543).
@@ -33,17 +33,17 @@ from unveil.types import BaseModel
 
 
 def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
-    """The base as the recipe describes it, ready to be trained on.
+    """Prepare the base model for training with a recipe.
 
-    Samples may have another size than the base's, frames among it, and prompts another length, where the same weights
-    are those of either.
+    Samples may have another size or number of frames than the base's, and prompts another length, if the weights are
+    valid for both.
 
     Args:
-        model: The base, on its device; its parts become those of the result.
+        model: Base model, on its device; its parts become those of the result.
         base: Name and hash of the base model.
 
     Raises:
-        RecipeError: Another model than the recipe describes.
+        RecipeError: The base is another model than the recipe describes.
     """
     other = [] if model.config is None else _others(model.config, recipe.model)
     config = model_config_on_base(model, base, recipe, besides=other)
@@ -70,7 +70,7 @@ def _of_any_length(part: Section) -> Section:
 
 
 def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
-    """The base's parts as a model of the config's shape, process and length of prompts."""
+    """Build a model of the config's shape, process and length of prompts from the base's parts."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
     present = {key: value.shape for key, value in model.denoiser.state_dict().items()}
@@ -97,14 +97,14 @@ SAME = ("shape", "key", "network", "process", "prediction", "variance", "conditi
 
 
 def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
-    """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
+    """Add a new LoRA to the base's network, in place; only the LoRA is trained.
 
     Args:
-        model: The base, on its device.
+        model: Base model, on its device.
         base: Name and hash of the base model.
 
     Raises:
-        RecipeError: No LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
+        RecipeError: The recipe has no LoRA or describes another model, or its targets match no layer.
     """
     if recipe.lora is None:
         raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
@@ -120,13 +120,15 @@ def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
 
 
 def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides: Sequence[str] = ()) -> ModelConfig:
-    """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
+    """Check that a recipe's model matches the base, and return its configuration.
+
+    An autoencoder that the recipe gives by its folder is replaced by the base's own.
 
     Args:
-        besides: Sections that need not agree.
+        besides: Sections that may differ.
 
     Raises:
-        RecipeError: Another model than the base.
+        RecipeError: The recipe describes another model than the base.
     """
     ours = recipe.model
     if model.config is None:
@@ -144,7 +146,7 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
 
 
 def _uncached(value: Any) -> Any:
-    """A part of a model, without how much memory its text encoders may take."""
+    """Return a part of a model, without the cache size of its text encoders."""
     if not isinstance(value, tuple):
         return value
     parts = cast(tuple[Any, ...], value)
@@ -152,14 +154,14 @@ def _uncached(value: Any) -> Any:
 
 
 def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
-    """The base under a fresh ControlNet, which alone the recipe trains; it is the model given, and draws what it drew.
+    """Attach a new ControlNet to the base, in place; only the ControlNet is trained, and at first it changes nothing.
 
     Args:
-        model: The base, on its device.
+        model: Base model, on its device.
         base: Name and hash of the base model.
 
     Raises:
-        RecipeError: No ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
+        RecipeError: The recipe has no ControlNet or describes another model, or the base is not a U-Net.
     """
     if recipe.control is None:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
@@ -178,10 +180,10 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
 
 
 def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
-    """A copy of the network's first half that adds nothing yet; its hint network is drawn by the recipe's seed.
+    """Create a ControlNet that adds nothing yet: a copy of the network's first half, and a hint network from the seed.
 
     Raises:
-        RecipeError: Hints cannot be brought to the size of what the network's first convolution makes.
+        RecipeError: The control images cannot be reduced to the size of the first convolution's output.
     """
     assert recipe.control is not None
     factor = model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1] * network.config.patch

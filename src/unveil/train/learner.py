@@ -26,34 +26,36 @@ from unveil.train.signals import Stop
 
 
 class SampleSheets(Protocol):
-    """Sheets of images that a run writes as it goes."""
+    """Sheets of images that a run writes during training."""
 
     def draw(self, model: Any, path: Path, columns: int | None) -> None:
-        """Write one sheet, made with the EMA weights."""
+        """Write one sheet, generated with the EMA weights."""
         ...
 
 
 class Validator(Protocol):
-    """Measures a model on items that never train.
+    """Validation of a model on held-out items.
 
     Attributes:
-        from_start: True if there is a measurement before the first step too.
+        from_start: True if there is also a measurement before the first step.
     """
 
     @property
     def from_start(self) -> bool:
-        """True if the log has a line of step 0."""
+        """True if there is a measurement at step 0."""
         ...
 
     def line(self, model: Any) -> dict[str, Any]:
-        """Numbers for the log, by the EMA weights; `validation` is the loss."""
+        """Return numbers for the log, measured with the EMA weights; `validation` is the loss."""
         ...
 
 
 class AdamWOptions(NamedTuple):
-    """Options of AdamW that belong to a kind of model, beside those of `TrainConfig`.
+    """Options of AdamW that depend on the kind of model, besides those of `TrainConfig`.
 
-    eps: added to the root of the second moment. fused: one kernel for all weights; without a loss scaler only.
+    Attributes:
+        eps: Number added to the root of the second moment.
+        fused: True if one kernel updates all weights; only without a loss scaler.
     """
 
     eps: float = 1e-8
@@ -63,14 +65,14 @@ class AdamWOptions(NamedTuple):
 class Learner(ABC):
     """Loss of a batch, and the parts of a model that are averaged, saved and shown.
 
-    A subclass defines `loss`, `averaged`, `files`, `load` and `card`; everything else has a default.
+    A subclass defines `loss`, `ema_tensors`, `files`, `load` and `card`; the other methods have defaults.
 
     Attributes:
         model: Model that is trained, averaged and saved.
         auxiliary: Modules that are trained with the model and saved only to resume, such as a discriminator.
-        key: The items' key of the training data; `raw_keys` are read too.
+        key: Key of the item's training data; the values under `raw_keys` are read too.
         shape: Shape of one item's data.
-        logged: Names of the loss's terms that the log has.
+        logged: Names of the terms of the loss that are logged.
         adamw: Options of the optimiser.
     """
 
@@ -93,36 +95,36 @@ class Learner(ABC):
     # ------------------------------------------------------------------ a step
 
     def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
-        """The batches of a run, by example numbers."""
+        """Data set of the batches of a run, by example numbers."""
         order = EpochShuffle(len(items), config.seed)
         return IndexedDataset(items, order, self.key, self.raw_keys, config.batching)
 
     @abstractmethod
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The loss of a batch at a training step.
+        """Loss of a batch at a training step.
 
         Args:
-            batch: The step's examples, or those of one part of the step.
+            batch: Examples of the step, or of one part of the step.
             streams: Random numbers keyed by seed, example, step and draw.
             step: Number of the step, from 0.
-            flip: Mirror every second image.
+            flip: True if images are mirrored left-right with probability 1/2.
 
         Returns:
-            The loss, whose `t` is NaN where it is at no noise level.
+            Loss; its `t` is NaN if the loss is not at a noise level.
         """
 
     def schedule(self, config: TrainConfig) -> Schedule:
-        """The factor on the learning rate at each step."""
+        """Learning rate schedule, the factor on the peak learning rate at each step."""
         return lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.lr_decay_ratio)
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float, limit: float) -> None:
-        """Scale a gradient whose norm is above the limit down to it."""
+        """Scale the gradient down if its norm is above the limit."""
         if norm > limit:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, limit / norm)  # pyright: ignore[reportPrivateImportUsage]
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:  # noqa: B027 - a default
-        """Follow a finished step: its number, and the times and losses of its examples."""
+        """Record a finished step: its number, and the times and losses of its examples."""
 
     def compile(self) -> None:
         """Compile the network."""
@@ -131,7 +133,7 @@ class Learner(ABC):
     # ------------------------------------------------------------------ the state of a run
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs, beside weights and moments."""
+        """Tensors that are needed to resume a run, besides weights and moments."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - a default
@@ -144,7 +146,7 @@ class Learner(ABC):
     # ------------------------------------------------------------------ what a run shows
 
     def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
-        """A measurement on items that never train; None where there is none."""
+        """Return the validation on held-out items; None if there is none."""
         return None
 
     def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
@@ -158,20 +160,20 @@ class Learner(ABC):
 
     @abstractmethod
     def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the averaged model by file name; frozen parts are among `files` only."""
+        """Tensors of the EMA model by file name; frozen parts are only among `files`."""
 
     @abstractmethod
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Everything that a folder of the model holds, except the manifest."""
+        """Files of the model's folder, except the manifest."""
 
     @abstractmethod
     def load(self, model: Any, folder: Path, which: Any) -> None:
-        """Copy the weights of a verified folder into a model: the averaged ones ("ema") or those "trained".
+        """Copy the weights of a verified folder into a model: the EMA weights ("ema") or the "trained" ones.
 
         Raises:
-            WeightsError: Weights of another shape.
+            WeightsError: The weights have another shape.
         """
 
     @abstractmethod
     def card(self, about: str) -> str:
-        """The model's card in Markdown."""
+        """Card of the model in Markdown."""

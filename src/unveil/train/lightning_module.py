@@ -1,14 +1,14 @@
 """The LightningModule: from a batch to a loss, a checked gradient, one AdamW step and one step of the EMA.
 
-`unveil.train.fit` runs it in a run folder. It works in a Trainer of Lightning that you make as well:
+`unveil.train.fit` uses it in a run folder. It can also be used in your own Lightning Trainer:
 
     module = TrainingModule(learner, config)
     Trainer(max_steps=config.steps, accumulate_grad_batches=config.grad_accum_steps).fit(
         module, datamodule=TrainingData(learner.dataset(items, config), config)
     )
 
-Precision, devices, logging and checkpoints are then the Trainer's; what it saves holds the EMA weights and all that
-an exact resume needs.
+Precision, devices, logging and checkpoints are then those of the Trainer; its checkpoints contain the EMA weights and
+all that is needed to resume bit for bit.
 """
 
 from __future__ import annotations
@@ -44,25 +44,31 @@ class Objective(Protocol):
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
-        """The loss of a batch at a training step."""
+        """Return the loss of a batch at a training step."""
         ...
 
     def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
-        """The loss at stated times and noise, for validation."""
+        """Return the loss at given times and noise, for validation."""
         ...
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Follow a finished step by its times and losses."""
+        """Record a finished step by its times and losses."""
         ...
 
 
 class StepOutput(NamedTuple):
-    """One optimiser step, the same on every process.
+    """Result of one optimiser step, the same on every process.
 
-    step: steps behind the run afterwards. loss: mean over the batch. rate: the learning rate. norm: of the
-    model's gradient before clipping. numbers, t, per_sample: (batch,) by rising number; t is NaN where the loss is
-    at no noise level. terms: means of the terms that are logged, NaN for an absent one. stop_requests: summed over
-    processes. fault: None, or what was not finite.
+    Attributes:
+        step: Number of steps taken, this one included.
+        loss: Mean loss over the batch.
+        rate: Learning rate.
+        norm: Norm of the model's gradient before clipping.
+        numbers, t, per_sample: Numbers, times and losses of the examples, (batch,), in the order of the numbers; t is
+            NaN if the loss is not at a noise level.
+        terms: Means of the logged terms of the loss, NaN for a missing one.
+        stop_requests: Requests to stop, summed over processes.
+        fault: Description of what was not finite; None: all was.
     """
 
     step: int
@@ -78,7 +84,7 @@ class StepOutput(NamedTuple):
 
 
 class ReducedStats(NamedTuple):
-    """The result of one exchange between the processes; as in `StepOutput`."""
+    """Result of one exchange between the processes; the fields are those of `StepOutput`."""
 
     numbers: Tensor
     t: Tensor
@@ -89,18 +95,18 @@ class ReducedStats(NamedTuple):
 
 
 class StopSignals(Protocol):
-    """Reasons to stop a run; each entry above 0 is one."""
+    """Source of requests to stop a run; each entry above 0 is one."""
 
     def requests(self) -> list[float]:
-        """The same number of entries each time."""
+        """Return the requests, always the same number of entries."""
         ...
 
 
 class NoStopSignals:
-    """No reason to stop."""
+    """Source without any request to stop."""
 
     def requests(self) -> list[float]:
-        """An empty list."""
+        """Return an empty list."""
         return []
 
 
@@ -108,16 +114,16 @@ class TrainingModule(LightningModule):
     """A model in training.
 
     Args:
-        learner: The model, its loss and what is saved of it.
+        learner: Model, its loss and its files.
         config: Settings of training; precision and devices are those of the Trainer.
         stop_signals: Reasons to stop that all processes exchange.
-        steps: The examples of each step; None: `config.batch_size` each.
+        steps: Plan of the examples of each step; None: `config.batch_size` examples each.
 
     Attributes:
-        step: Optimiser steps behind it, skipped ones included.
-        outcome: The optimiser step that the last forward pass completed, None inside a step.
-        skipped: non-finite steps so far; `in_a_row` of them until now.
-        ema: The averaged model; created when training starts, on the device that it trains on.
+        step: Number of optimiser steps taken, skipped ones included.
+        outcome: Result of the optimiser step that the last forward pass completed; None inside a step.
+        skipped: Number of non-finite steps; `in_a_row` is the number of the most recent ones in a row.
+        ema: Averaged model; created when training starts, on the device of training.
     """
 
     def __init__(
@@ -148,13 +154,13 @@ class TrainingModule(LightningModule):
     # ------------------------------------------------------------------ what Lightning calls
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW, fused where gradients need no unscaling before it.
+        """Return AdamW, fused if gradients need no unscaling before it.
 
-        The auxiliary modules are a second group, which is clipped by itself; as AdamW treats each number alone, one
-        optimiser of two groups is two optimisers.
+        The auxiliary modules are a second parameter group, which is clipped separately. AdamW updates each value
+        separately, so that one optimiser with two groups is equal to two optimisers.
 
         Raises:
-            RecipeError: The Trainer accumulates another number of parts than the config says.
+            RecipeError: The Trainer accumulates another number of parts than the config.
         """
         config, options = self.config, self.learner.adamw
         if self.trainer.accumulate_grad_batches != config.grad_accum_steps:
@@ -174,7 +180,7 @@ class TrainingModule(LightningModule):
         return self.optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one part of the batch; every random number in it is keyed by step and example."""
+        """Return the loss of one part of the batch; every random number in it is keyed by step and example."""
         part = batch_idx % self.config.grad_accum_steps
         if part == 0:
             self.outcome = None
@@ -190,12 +196,12 @@ class TrainingModule(LightningModule):
         return loss.value
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch's tensors on the device; Lightning would visit every number of the batch too."""
+        """Move the batch's tensors to the device; Lightning would visit every number of the batch too."""
         moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
         return Batch(batch.numbers, to_device(batch.data, device), moved)
 
     def on_train_start(self) -> None:
-        """Create the average where no callback has, and restore the state of a checkpoint of Lightning."""
+        """Create the average if no callback has, and restore the state of a Lightning checkpoint."""
         if self.ema is None:
             self.start_average()
         if self._loaded is not None:
@@ -204,7 +210,7 @@ class TrainingModule(LightningModule):
             self._loaded = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the average, the counters and the learner's state to a checkpoint of Lightning."""
+        """Add the average, the counters and the learner's state to a Lightning checkpoint."""
         checkpoint["unveil"] = {
             "step": self.step,
             "skipped": self.skipped,
@@ -215,7 +221,7 @@ class TrainingModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added; the average once it exists."""
+        """Restore what `on_save_checkpoint` added; the average is restored once it exists."""
         loaded = checkpoint["unveil"]
         self.step, self.skipped, self.in_a_row = loaded["step"], loaded["skipped"], loaded["in_a_row"]
         self.learner.restore(loaded["learner"])
@@ -240,9 +246,9 @@ class TrainingModule(LightningModule):
             self.log_dict({"loss": outcome.loss, "lr": outcome.rate, "grad_norm": outcome.norm})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient, or remove it on every process when loss or gradient is not finite.
+        """Clip the gradient, or remove it on every process if the loss or the gradient is not finite.
 
-        Without gradients the optimiser leaves weights and moments as they are.
+        Without gradients the optimiser does not change weights and moments.
         """
         stats = self._reduced_stats()
         groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
@@ -268,21 +274,21 @@ class TrainingModule(LightningModule):
 
     @property
     def average(self) -> Ema[Any]:
-        """The EMA of the weights, which exists once training has started."""
+        """EMA of the weights, which exists once training has started."""
         assert self.ema is not None
         return self.ema
 
     def start_average(self) -> None:
-        """Create the EMA, once the model is on the device that it trains on."""
+        """Create the EMA, once the model is on the device of training."""
         self.ema = Ema(self.model, self.config.ema_decay)
 
     @property
     def scaler(self) -> Any | None:
-        """The loss scaler of 16-bit training, if there is one."""
+        """Loss scaler of 16-bit training; None if there is none."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _reduced_stats(self) -> ReducedStats:
-        """The step's examples from all processes by number, the mean loss and terms, and the requests to stop."""
+        """Gather the step's examples from all processes by number, the mean loss and terms, and the stop requests."""
         numbers = torch.tensor([n for part, _ in self._passes for n in part], dtype=torch.float64)
         t = torch.cat([loss.t.double().cpu() for _, loss in self._passes])
         per_sample = torch.cat([loss.per_sample.flatten() for _, loss in self._passes]).cpu().double()
@@ -318,12 +324,12 @@ class TrainingModule(LightningModule):
         return self.trainer.world_size
 
     def _term(self, name: str) -> float:
-        """The mean of a term over this process's parts of the batch; NaN where it is not there."""
+        """Mean of a term over this process's parts of the batch; NaN if it is missing."""
         means = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
         return sum(means) / len(means) if means else math.nan
 
     def _fault(self, stats: ReducedStats, norm: float) -> dict[str, Any]:
-        """Describe a non-finite step, for a person who looks for its cause."""
+        """Describe a non-finite step, to help find its cause."""
         loss, bad = stats.loss, ~stats.per_sample.isfinite()
         chosen = bad if bool(bad.any()) else torch.ones_like(bad)
         levels = stats.t[chosen]
@@ -341,7 +347,7 @@ class TrainingModule(LightningModule):
 
 
 def module_norms(model: nn.Module, most: int = 12) -> dict[str, str]:
-    """The gradient norm of each part of a model, at most `most` of them, non-finite and largest ones first."""
+    """Gradient norms of the parts of a model, at most `most` of them, non-finite and largest ones first."""
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

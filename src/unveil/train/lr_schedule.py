@@ -10,7 +10,7 @@ Schedule = Callable[[int], float]
 
 
 def linear(steps: int, *, warmup: int = 0, decay: float = 0.0) -> Schedule:
-    """Rises over `warmup` steps, stays, and falls to 0 over the last `decay` of all steps; decay 0 stays to the end."""
+    """Schedule that rises over `warmup` steps, is constant, and falls to 0 over the last share `decay` of the steps."""
     fall = max(round(steps * decay), 0)
 
     def factor(step: int) -> float:
@@ -21,7 +21,7 @@ def linear(steps: int, *, warmup: int = 0, decay: float = 0.0) -> Schedule:
 
 
 def cosine(steps: int, *, warmup: int = 0) -> Schedule:
-    """Rises over `warmup` steps, then follows half a cosine down to 0.
+    """Schedule that rises over `warmup` steps, then follows half a cosine to 0.
 
     Source: Loshchilov & Hutter 2017, eq. 5 without restarts (arXiv:1608.03983).
     """
@@ -34,9 +34,9 @@ def cosine(steps: int, *, warmup: int = 0) -> Schedule:
 
 
 def inverse_sqrt(*, warmup: int) -> Schedule:
-    """Rises over `warmup` steps, then falls with the root of the steps; of 1 step at least.
+    """Schedule that rises over `warmup` steps, at least 1, then falls with the inverse square root of the step.
 
-    The peak that goes with it is (width * warmup)^-0.5.
+    The published peak learning rate for it is (width * warmup)^-0.5.
 
     Source: Vaswani et al. 2017, eq. 3 (arXiv:1706.03762).
     """

@@ -23,7 +23,7 @@ log = logging.getLogger("unveil.train")
 
 
 class RunningMean:
-    """Sums over the optimiser steps since the last line of the log; part of a checkpoint."""
+    """Sums over the optimiser steps since the last line of the log, which are saved in checkpoints."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -35,7 +35,7 @@ class RunningMean:
     def add(
         self, loss: float, norm: float, t: Tensor, per_sample: Tensor, terms: Mapping[str, float] | None = None
     ) -> None:
-        """Counts a finite step; a t of NaN is at no level, a term of NaN is not there."""
+        """Add a finite step; a t of NaN is not at a noise level, a term of NaN is missing."""
         self.steps += 1
         self.loss += loss
         self.norm += norm
@@ -52,9 +52,9 @@ class RunningMean:
         self.bin_counts = [a + b for a, b in zip(self.bin_counts, counts, strict=True)]
 
     def means(self) -> dict[str, Any]:
-        """Mean loss and gradient norm, the loss by noise level, the terms; None where there was nothing.
+        """Mean loss and gradient norm, the loss by noise level, and the terms; None without values.
 
-        Where every loss was at no level, `loss_by_t` is absent.
+        `loss_by_t` is absent if no loss is at a noise level.
         """
         some = self.steps > 0
         bins = [s / n if n else None for s, n in zip(self.bin_sums, self.bin_counts, strict=True)]
@@ -67,23 +67,24 @@ class RunningMean:
         return means | {name: total / count for name, (total, count) in self.terms.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain values; floats survive JSON exactly."""
+        """State as plain values; floats survive JSON exactly."""
         return dict(vars(self))
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         for name in vars(self):
             setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
 
 
 class MetricsLogger:
-    """metrics.jsonl, one object a line, and the same numbers as TensorBoard events.
+    """Logger to metrics.jsonl, with one object a line, and of the same numbers as TensorBoard events.
 
     A full disk or a broken event writer is reported once and never stops the run.
 
     Args:
-        run: The run's folder.
-        after: Lines of later steps are dropped, those a killed run wrote after its last checkpoint.
+        run: Run folder.
+        after: Last step to keep; lines of later steps, which an interrupted run wrote after its last checkpoint, are
+            removed.
     """
 
     def __init__(self, run: Path, after: int) -> None:
@@ -101,7 +102,7 @@ class MetricsLogger:
             self._report("TensorBoard events", problem)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line; its numbers become events named as its keys."""
+        """Append a line; its numbers become events named like its keys."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -117,7 +118,7 @@ class MetricsLogger:
             self._events = None
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Flush and close the files."""
         with suppress(Exception):
             if self._events is not None:
                 self._events.close()
@@ -129,9 +130,9 @@ class MetricsLogger:
 
 
 class ProgressBar:
-    """Progress on stderr: a bar with speed and time left on a terminal, plain lines elsewhere.
+    """Progress on stderr: a bar with speed and remaining time on a terminal, plain lines elsewhere.
 
-    Nothing is shown when the logger "unveil" is set above WARNING.
+    Nothing is shown if the logger "unveil" is set above WARNING.
     """
 
     def __init__(self, total: int, begun_at: int, every_seconds: float = 10.0) -> None:
@@ -153,7 +154,7 @@ class ProgressBar:
             self._bar.start()
 
     def step(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Shows where the run stands, now and then."""
+        """Show the progress of the run, at intervals."""
         report_progress(step, self.total)
         if not self._shown:
             return
@@ -177,13 +178,13 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Gives the terminal back."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person: 42 s, 3 min 10 s, 2 h 5 min."""
+    """Format seconds for a person: 42 s, 3 min 10 s, 2 h 5 min."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"
@@ -191,7 +192,7 @@ def duration(seconds: float) -> str:
 
 
 def guarded(what: str, action: Any) -> Any:
-    """Run an action that a run can do without (images, plots); an exception is a warning, after which it is None."""
+    """Run an action that a run does not depend on (images, plots); after an exception, warn and return None."""
     try:
         return action()
     except Exception as problem:  # hours of training are worth more than an image

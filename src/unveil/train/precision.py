@@ -1,4 +1,4 @@
-"""Precision of training: Lightning's name for a setting on a device."""
+"""Precision of training: Lightning's name of a setting on a device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from unveil.model.config.train import Precision
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> str:
-    """Lightning's name of a precision: "32-true", "bf16-mixed" or "16-mixed".
+    """Return Lightning's name of a precision: "32-true", "bf16-mixed" or "16-mixed".
 
     Raises:
-        RecipeError: 16-mixed where its loss scaling does not work.
+        RecipeError: The setting is 16-mixed on a device without loss scaling.
     """
     if wanted == "auto":
         return "bf16-mixed" if multiplies_bf16(device) else "32-true"

@@ -1,8 +1,8 @@
-"""The folder of a run: its recipe, the machine it ran on, and its files.
+"""The folder of a run: its recipe, its environment, and its files.
 
     recipe.yaml  environment.json  metrics.jsonl  events/  samples/  plots/  checkpoints/step_000500/  card.md
 
-Starting the same run again in its folder goes on from the newest valid checkpoint.
+Starting the same run again in its folder resumes from the newest valid checkpoint.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ OURS = ("metrics.jsonl", "card.md", "samples", "plots")  # what a run writes ove
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time.
+    """Run folder, locked by one process at a time.
 
     Args:
-        path: Path of the folder; made when missing.
-        recorded: The resolved recipe, or the settings of the call, as plain values.
+        path: Path of the folder; it is created if it is missing.
+        recorded: Resolved recipe, or the settings of the call, as plain values.
         writes: False for the other processes of a distributed run, which only read.
 
     Raises:
-        RecipeError: The folder holds a run of another recipe.
-        OutputError: The folder cannot be written, or another process trains in it.
+        RecipeError: The folder contains a run of another recipe.
+        OutputError: The folder cannot be written, or another process is training in it.
     """
 
     def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
@@ -84,10 +84,10 @@ class RunFolder:
         checkpoint_store.remove_stale(self.checkpoints)
 
     def newest(self) -> Path | None:
-        """The checkpoint to resume from; damaged newer ones are named in a warning.
+        """Checkpoint to resume from; a warning names newer ones that are damaged.
 
         Raises:
-            WeightsError: There are checkpoints and none of them is valid, so resuming would start over.
+            WeightsError: None of the checkpoints is valid, so that resuming would start over.
         """
         skipped: list[str] = []
 
@@ -114,7 +114,7 @@ class RunFolder:
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
     def record_end(self, step: int, cpu_seconds: float) -> None:
-        """Add to the last start what it cost: a start that was killed has no such entry."""
+        """Add the cost of this start to environment.json; a start that was killed has no such entry."""
         path = self.path / "environment.json"
         starts = json.loads(path.read_text("utf-8"))["starts"]
         starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}
@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of the machine and the software of a start."""
+    """Return facts of the machine and the software of a start."""
     import lightning
 
     return {
@@ -167,9 +167,9 @@ def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_of(run: Path) -> dict[str, Any]:
-    """Facts of a run's training: command, commit, last step and CPU-minutes of all starts.
+    """Return facts of a run's training: command, commit, last step and CPU-minutes of all starts.
 
-    Empty where the folder is not a run; the cost is missing where a start was killed.
+    The result is empty if the folder is not a run; the cost is missing if a start was killed.
     """
     try:
         starts = json.loads((run / "environment.json").read_text("utf-8"))["starts"]
@@ -186,7 +186,7 @@ def _free(key: str) -> bool:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every plain value by its dotted path."""
+    """Return every plain value by its dotted path."""
     if isinstance(value, dict) and value:
         inner = [_leaves(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()]
         return {k: v for part in inner for k, v in part.items()}

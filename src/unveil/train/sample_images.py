@@ -20,12 +20,12 @@ COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_
 
 
 def image_sheet(samples: Tensor, columns: int | None = None) -> bytes:
-    """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; of clips, a row of each.
+    """Return a PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; a row per video.
 
-    Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
+    Small images are enlarged by repeating pixels, without smoothing, so that an 8 x 8 digit can be seen.
 
     Raises:
-        ShapeError: Neither images nor clips.
+        ShapeError: The samples are neither images nor videos.
     """
     if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
@@ -34,11 +34,11 @@ def image_sheet(samples: Tensor, columns: int | None = None) -> bytes:
 
 
 def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
-    """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
+    """Put the control images before each sample; return the images, and the number of images in a row of a sheet.
 
     Args:
         hints: Control images of each ControlNet (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
-        samples: (B, 1 or 3, H, W) in [-1, 1].
+        samples: Samples (B, 1 or 3, H, W) in [-1, 1].
     """
     shown = [image if image.is_floating_point() else images.to_unit(image) for image in hints]
     every = torch.stack([image.to(samples).expand(-1, 3, -1, -1) for image in (*shown, samples)], 1)
@@ -47,7 +47,7 @@ def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tenso
 
 
 def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """The curves of a metrics.jsonl: the loss, its terms or its parts by noise level, and the same held out."""
+    """Plot the curves of a metrics.jsonl into a folder: loss, its terms or parts by noise level, and held-out loss."""
     written: list[Path] = []
     steps = [line for line in lines if line.get("loss") is not None and "event" not in line]  # "nan" is a fault's
     if steps:
@@ -82,7 +82,7 @@ def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def _terms(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the values of lines that not every line has; NaN if a term is missing."""
+    """Return the values of terms that not every line has; NaN if a term is missing."""
     names = dict.fromkeys(name for line in lines for name in line if name not in COMMON)
     return {name: [line.get(name, math.nan) for line in lines] for name in names}
 

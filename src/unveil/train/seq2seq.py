@@ -1,6 +1,6 @@
-"""Training of sequence models, which turn one sequence into another, and the share that they write exactly.
+"""Training of sequence models, which convert one sequence to another, and their rate of exact matches.
 
-They see the training part alone, their vocabularies too.
+Only the training split is used, also for the vocabularies.
 """
 
 from __future__ import annotations
@@ -43,9 +43,13 @@ FILE, WORDS = "transformer.safetensors", "vocabularies.json"  # of a checkpoint
 
 
 class TrainedSequence(NamedTuple):
-    """A sequence model, the shares of held-out targets it writes exactly, and the cost of its training.
+    """Sequence model with its rates of exact matches on held-out pairs and the cost of its training.
 
-    exact: by decoding, greedy or beam, then by set: all, each task, and `length N` beyond the trained ones.
+    Attributes:
+        model: Trained model.
+        exact: Rates by decoding method, `greedy` or `beam`, then by set: all, each task, and `length N` beyond the
+            trained lengths.
+        cpu_seconds: CPU time of the training.
     """
 
     model: SequenceModel
@@ -54,9 +58,11 @@ class TrainedSequence(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A training pair as token numbers.
+    """Training pair as token numbers.
 
-    source: with the end. target: with begin and end.
+    Attributes:
+        source: Tokens of the source, with the end token.
+        target: Tokens of the target, with the begin and end tokens.
     """
 
     source: list[int]
@@ -64,20 +70,20 @@ class Example(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of both."""
+        """Number of tokens of source and target."""
         return len(self.source) + len(self.target)
 
 
 class SequenceLearner(Learner):
-    """The learner of a sequence model, whose training pairs are in memory.
+    """Learner of a sequence model, whose training pairs are in memory.
 
     Weights, order of the pairs and dropout are drawn from one generator.
 
     Args:
-        network: Its settings.
-        examples: The training pairs.
+        network: Configuration of the network.
+        examples: Training pairs.
         config: Settings of training.
-        vocabularies: Vocabularies of sources and of targets.
+        vocabularies: Vocabularies of source and target.
     """
 
     adamw = AdamWOptions(eps=1e-9)
@@ -98,10 +104,10 @@ class SequenceLearner(Learner):
         self._rows: tuple[int, list[int]] | None = None  # of a step: its number, and the examples of its batch
 
     def loop(self) -> TrainConfig:
-        """The settings of the training loop.
+        """Return the settings of the training loop.
 
         Raises:
-            RecipeError: Settings that cannot work, such as a batch that cannot be split.
+            RecipeError: A setting is invalid, such as a batch that cannot be split.
         """
         config = self.config
         settings = {
@@ -124,11 +130,11 @@ class SequenceLearner(Learner):
         return validate(TrainConfig, settings, "train")
 
     def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
-        """Example numbers alone."""
+        """Data set of example numbers only."""
         return ExampleNumbers()
 
     def schedule(self, config: TrainConfig) -> Schedule:
-        """Up over the warm-up, then down with the root of the steps or like half a cosine."""
+        """Learning rate schedule: a rise over the warm-up, then a decay by the inverse square root or half a cosine."""
         if self.config.lr_schedule == "cosine":
             return lr_schedule.cosine(config.steps, warmup=self.config.warmup)
         return lr_schedule.inverse_sqrt(warmup=self.config.warmup)
@@ -138,7 +144,7 @@ class SequenceLearner(Learner):
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The mean cross-entropy of the targets' tokens, over all parts of the step."""
+        """Mean cross-entropy of the targets' tokens, over all parts of the step."""
         part = self.order.part(batch.numbers)
         if self._rows is None or self._rows[0] != step:
             with self.order.drawing():
@@ -160,7 +166,7 @@ class SequenceLearner(Learner):
         return LossOutput(value, value.detach().expand(len(chosen)), nowhere, {})
 
     def state(self) -> dict[str, Tensor]:
-        """The order of the pairs and the generator."""
+        """State of the order of the pairs and of the generator."""
         return self.order.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -173,18 +179,18 @@ class SequenceLearner(Learner):
         self._rows = None
 
     def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the network."""
+        """Tensors of the network by file name."""
         return {FILE: dict(average.state_dict())}
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """The network as trained, its vocabularies and the card."""
+        """Files of the network with the trained weights, its vocabularies and its card."""
         return {FILE: dict(self.model.state_dict()), WORDS: self._words(), "card.md": self.card(about)}
 
     def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
-        """Copy a folder's weights.
+        """Copy the weights of a folder into the network.
 
         Raises:
-            WeightsError: Weights of another network, or of other words.
+            WeightsError: The weights are those of another network or another vocabulary.
         """
         if checkpoint_store.read_json(folder / WORDS) != self._words():
             raise WeightsError(f"{folder}: the texts have other words now; use those of the run, or begin another run")
@@ -194,7 +200,7 @@ class SequenceLearner(Learner):
         model.load_state_dict(tensors)
 
     def card(self, about: str) -> str:
-        """The network's size."""
+        """Card with the network's size."""
         parameters = sum(p.numel() for p in self.model.parameters())
         return f"# A sequence model\n\nTransformer, {parameters:,} parameters\n\n{about}\n"
 
@@ -206,15 +212,15 @@ class SequenceLearner(Learner):
 def train_sequence(
     recipe: SequenceRecipe, on_progress: Callable[[StepProgress], object] | None = None
 ) -> TrainedSequence:
-    """The model of a recipe, the same for the same seed, machine and number of compute threads.
+    """Train the model of a recipe; the same seed, machine and number of threads give the same weights.
 
     Args:
-        on_progress: Called after each step; to stop, let it raise `errors.Cancelled`.
+        on_progress: Function called after each step; it may raise `errors.Cancelled` to stop.
 
     Raises:
-        RecipeError: Pairs longer than the network's limit, those that never train among them.
-        DataError: Pairs that cannot be read, or none that never trains.
-        NonFinite: The loss left the finite numbers.
+        RecipeError: A pair, possibly a held-out one, is longer than the network's limit.
+        DataError: The pairs cannot be read, or there are no held-out ones.
+        NonFinite: The loss is not finite.
     """
     begun, spent = time.perf_counter(), time.process_time()
     learner, held_out = _prepared(recipe)
@@ -231,11 +237,12 @@ def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
     """Train the model of a recipe in a run folder, or resume the run in it; by one process or those of `torchrun`.
 
     Args:
-        run: The folder; new, or one of the same recipe.
+        run: Run folder, which is new or contains a run of the same recipe.
 
     Raises:
-        RecipeError, DataError: As in `train_sequence`, or the folder contains a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: As in `train.fit`.
+        RecipeError, DataError: The pairs do not fit, as in `train_sequence`, or the folder contains a run of another
+            recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: Training stops, as in `train.fit`.
     """
     spent = time.process_time()
     learner, held_out = _prepared(recipe)
@@ -245,7 +252,7 @@ def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
 
 
 def _prepared(recipe: SequenceRecipe) -> tuple[SequenceLearner, dict[str, Sequence[Pair]]]:
-    """The learner of a recipe, and the pairs that never train, both checked."""
+    """Create the learner of a recipe, and the held-out pairs, both checked."""
     config = recipe.data.build()
     pairs = open_pairs(config, "train")
     source, target = vocabularies(pairs.pairs, recipe.tokens)
@@ -264,7 +271,7 @@ def _prepared(recipe: SequenceRecipe) -> tuple[SequenceLearner, dict[str, Sequen
 def _finished(
     learner: SequenceLearner, recipe: SequenceRecipe, held_out: Mapping[str, Sequence[Pair]], spent: float
 ) -> TrainedSequence:
-    """The trained model, and the shares that it writes exactly."""
+    """Return the trained model with its rates of exact matches."""
     facts = {
         "data": recipe.data.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
@@ -275,7 +282,7 @@ def _finished(
 
 
 def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabulary, Vocabulary]:
-    """The vocabularies of sources and of targets; the same one twice where they share."""
+    """Build the vocabularies of source and target; a shared one is returned twice."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     if config.shared:
         both = Vocabulary.build([*sources, *targets], config.source, limit=config.vocab_size)
@@ -299,7 +306,7 @@ def _encoded(
 
 
 def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
-    """The pairs that never train, by the name of their set."""
+    """Return the held-out pairs, by the name of their set."""
     sets: dict[str, Sequence[Pair]] = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
     for length in recipe.evaluate.extra_lengths:
         assert isinstance(config, TaskConfig)
@@ -322,7 +329,7 @@ def _judged(
 def _shares(
     model: SequenceModel, sets: Mapping[str, Sequence[Pair]], tasks: Sequence[str], decode: DecodeConfig
 ) -> dict[str, float]:
-    """The share written exactly of each set, and of each task in it."""
+    """Rate of exact matches of each set, and of each task in it."""
     shares: dict[str, float] = {}
     for name, pairs in sets.items():
         right = exact_match(model, pairs, beams=decode.num_beams, length_power=decode.length_penalty)

@@ -1,4 +1,4 @@
-"""Why a run may have to stop before its last step: Ctrl-C, SIGTERM, or its time is up."""
+"""Requests to stop a run before its last step: Ctrl-C, SIGTERM, or a time limit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number
 
 
 class Stop:
-    """Listens for signals while it is entered; the first one requests a stop, a second Ctrl-C exits at once.
+    """Context that listens for signals; the first one requests a stop, a second Ctrl-C exits immediately.
 
     Args:
-        minutes: Wall time after which the run should stop, None for never.
+        minutes: Wall time in minutes after which the run should stop; None: no limit.
         answer: Text that is printed after a signal.
     """
 
@@ -30,9 +30,9 @@ class Stop:
         self.code: int | None = None
 
     def __enter__(self) -> Stop:
-        """Start to listen; outside the main thread, where Python allows no handlers, only the time counts.
+        """Start listening; outside the main thread, where Python allows no handlers, only the time limit applies.
 
-        A signal that came before, and whose exception a library has swallowed, counts as the first one.
+        A signal that came before, and whose exception was caught by a library, counts as the first one.
         """
         if (number := pending_signal()) is not None:
             self._on_signal(number, None)
@@ -55,7 +55,7 @@ class Stop:
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def requests(self) -> list[float]:
-        """Interrupted, terminated, out of time: 1 for yes."""
+        """Return the requests for interrupted, terminated and out of time, 1 for yes."""
         late = self._end is not None and time.monotonic() >= self._end
         return [float(self.code == INTERRUPTED), float(self.code == TERMINATED), float(late)]
 
@@ -71,7 +71,7 @@ class Stop:
 
 
 def ignore_in_worker(number: int) -> None:
-    """Ignore signals in a data worker, which a terminal's Ctrl-C reaches too: the main process stops it."""
+    """Ignore signals in a data worker, which also receives a terminal's Ctrl-C; the main process stops it."""
     del number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """State of training, besides the weights, for exact resume, as tensors and plain values.
 
-Most learners key every random number by the step and the example, so nothing is saved of random generators. Those
-that draw from a generator of their own save its state among the learner's tensors.
+Most learners key every random number by the step and the example, so that no state of a random generator is saved. The
+others save the state of their generator among the learner's tensors.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
     """Publish a training checkpoint; return its folder.
 
     Args:
-        window: The log's sums since its last line.
+        window: Sums of the log since its last line.
         parent: The run's folder of checkpoints.
-        items: Length of the data set, to notice on resuming that it changed.
+        items: Length of the data set, so that a change is noticed when resuming.
         about: Markdown for the end of the model card.
 
     Raises:
-        NonFinite: Something in the state is not finite; nothing was written.
+        NonFinite: A value of the state is not finite; nothing was written.
         OutOfResources: The disk is full; nothing was written.
-        OutputError: The place cannot be written.
+        OutputError: The folder cannot be written.
     """
     state = _tensors(module)
     # A buffer may hold infinities on purpose (masks of attention); NaN is always an accident (running means).
@@ -64,10 +64,10 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
 
 
 class TrainingState:
-    """A verified checkpoint to resume from; its parts are restored as training creates what holds them.
+    """Verified checkpoint to resume from; its parts are restored when training has created the objects for them.
 
     Raises:
-        WeightsError: The checkpoint lacks something.
+        WeightsError: The checkpoint is incomplete.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class TrainingState:
         self.step = int(self.values["step"])
 
     def into_weights(self, module: TrainingModule) -> None:
-        """Restore the weights as trained, the counters and the learner's state; before Lightning starts."""
+        """Restore the trained weights, the counters and the learner's state, before Lightning starts."""
         module.learner.load(module.model, self.folder, "trained")
         module.step = self.step
         module.skipped = int(self.values["skipped"])
@@ -92,7 +92,7 @@ class TrainingState:
         module.auxiliary.load_state_dict(auxiliary)
 
     def into_training(self, module: TrainingModule) -> None:
-        """Restore the average, the optimiser's moments and the loss scale; once they exist on their device."""
+        """Restore the average, the optimiser's moments and the loss scale, once they exist on their device."""
         module.learner.load(module.average.model, self.folder, "ema")
         module.average.updates = int(self.values["ema_updates"])
         optimizer = module.optimizer
@@ -125,6 +125,6 @@ def _tensors(module: TrainingModule) -> dict[str, Tensor]:
 
 
 def _trained(module: TrainingModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter by the name that its moments are saved under."""
+    """Yield every trained parameter with the name of its moments in the state."""
     yield from module.model.named_parameters()
     yield from module.auxiliary.named_parameters(prefix=AUXILIARY.removesuffix("."))

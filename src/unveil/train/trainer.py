@@ -1,4 +1,4 @@
-"""Training from the first step, or from the step that a run stopped at, to the last.
+"""Training from the first step, or from the step at which a run stopped, to the last.
 
 `learn` trains any learner in a run folder, and `learn_in_memory` without one.
 """
@@ -58,28 +58,28 @@ def fit(
 ) -> Path:
     """Train a model in a run folder, or resume the run in it; return the folder.
 
-    Training takes place on the device that the model is on, by one process, or by as many as `torchrun`
-    started. At the end the model holds the EMA weights. The same seed gives the same weights to the
-    bit, however often a run was interrupted and whatever the number of data workers.
+    Training takes place on the device of the model, in one process, or in the processes that `torchrun` started. At the
+    end the model has the EMA weights. The same seed gives the same weights bit for bit, however often a run was
+    interrupted and whatever the number of data workers.
 
     Args:
-        model: A model, or only a denoiser round any network.
-        dataset: Items as dicts; `key` names the training data: uint8 counts as pixels and is scaled to [-1, 1],
-            floating point of any shape stays as it is.
+        model: Model, or only a denoiser with any network.
+        dataset: Items as dicts with the training data under `key`: uint8 data are pixels and are scaled to [-1, 1],
+            floating-point data of any shape are unchanged.
         objective: Loss that is minimised, such as `core.objective.DiffusionLoss`.
-        config: The settings of training.
-        run: The folder; new, or one of the same recipe.
-        held_out: Items that never train, for the held-out loss.
-        key: The items' key of the training data; None takes the model's, or "pixels" where it has none.
-        recipe: Values that the folder records; None records the settings of this call.
+        config: Settings of training.
+        run: Run folder, which is new or contains a run of the same recipe.
+        held_out: Items for the held-out loss, which are not trained on.
+        key: Key of the item's training data; None: the model's, or "pixels" if it has none.
+        recipe: Recipe that the folder records; None: the settings of this call are recorded.
 
     Raises:
-        RecipeError: Settings that cannot work, or a folder with a run of another recipe.
-        ShapeError: Data that the model does not take.
+        RecipeError: A setting is invalid, or the folder contains a run of another recipe.
+        ShapeError: The model does not take the data.
         OutputError: The folder cannot be written.
         NonFinite: Too many steps in a row were not finite.
         OutOfResources: Memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
-        Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
+        Cancelled: Ctrl-C or SIGTERM stopped the run after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
@@ -105,14 +105,14 @@ def learn(
     recorded: Mapping[str, Any],
     lengths: torch.Tensor | None = None,
 ) -> Path:
-    """Train the model of a learner, as `fit` does; afterwards it holds the EMA weights.
+    """Train the model of a learner, as `fit` does; at the end it has the EMA weights.
 
     Args:
-        recorded: The settings that the folder records, as plain values; a run in the same folder must have the same.
-        lengths: Tokens of each item, where a step has a number of tokens.
+        recorded: Settings that the folder records, as plain values; a run in the same folder must have the same.
+        lengths: Number of tokens of each item, for steps of a number of tokens.
 
     Raises:
-        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: As in `fit`.
+        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: Training fails or stops, as in `fit`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     steps = _steps(config, lengths, len(dataset), world)
@@ -139,16 +139,16 @@ def learn_in_memory(
     config: TrainConfig,
     on_step: Callable[[StepOutput], object] | None = None,
 ) -> None:
-    """Train the model of a learner in this process without writing anything; afterwards it holds the EMA weights.
+    """Train the model of a learner in this process without writing anything; at the end it has the EMA weights.
 
     Args:
-        on_step: Called after each step; to stop, let it raise `errors.Cancelled`.
+        on_step: Function called after each step; it may raise `errors.Cancelled` to stop.
 
     Raises:
-        RecipeError: Settings that cannot work.
-        NonFinite: More steps in a row were not finite than `config.nonfinite_limit`.
+        RecipeError: A setting is invalid.
+        NonFinite: More than `config.nonfinite_limit` steps in a row are not finite.
         OutOfResources: Memory ran out.
-        Cancelled: Ctrl-C or SIGTERM; `exit_code` is 130 or 143.
+        Cancelled: Ctrl-C or SIGTERM stopped the training; `exit_code` is 130 or 143.
     """
     precision = resolve_precision(config.precision, learner.device)
     steps = _steps(config, None, len(dataset), 1)
@@ -166,7 +166,7 @@ def learn_in_memory(
 
 @dataclass(frozen=True)
 class _Job:
-    """The checked arguments of one call of `learn`, and where it runs."""
+    """Checked arguments of one call of `learn`, with its device and processes."""
 
     learner: Learner
     dataset: IndexableItems
@@ -179,7 +179,7 @@ class _Job:
     steps: BatchPlan
 
     def train(self, newest: Path | None) -> Path:
-        """Goes from a checkpoint, or from the start, to the last step; returns the last checkpoint."""
+        """Train from a checkpoint, or from the start, to the last step; return the last checkpoint."""
         config, learner = self.config, self.learner
         with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(learner.device):
             from unveil.train.callbacks import TrainingCallback
@@ -219,7 +219,7 @@ class _Job:
         }
 
     def _show_on(self, watch: TrainingCallback, stop: Stop) -> None:
-        """Choose what the run shows as it goes: held-out items, and samples where they are images."""
+        """Choose what the run shows during training: held-out items, and sample sheets of images."""
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
             at_once = config.batch_size // (self.world * config.grad_accum_steps)
@@ -231,7 +231,7 @@ class _Job:
             watch.samples, watch.columns = drawn
 
     def _end(self, watch: TrainingCallback, step: int) -> Path:
-        """The last checkpoint, after the card is written; raises Cancelled when a signal ended the run."""
+        """Return the last checkpoint, after writing the card; raise Cancelled if a signal ended the run."""
         path, config = self.folder.path, self.config
         if watch.ended:
             name = "Ctrl-C" if watch.ended == INTERRUPTED else "SIGTERM"
@@ -270,7 +270,7 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
 def _trainer(
     config: TrainConfig, precision: str, learner: Learner, callback: Callback, steps: int, *, folder: Path | None = None
 ) -> Trainer:
-    """A Trainer that does nothing by itself; without a folder, it is of this process alone."""
+    """Create a Trainer without own logging and checkpoints; without a folder, it runs only in this process."""
     from lightning.pytorch import Trainer
 
     device = learner.device
@@ -302,7 +302,7 @@ def _trainer(
 
 @contextlib.contextmanager
 def _own_generators(device: torch.device) -> Iterator[None]:
-    """Gives the global random generators back as they were."""
+    """Context that restores the global random generators at its end."""
     python, numpy = random.getstate(), np.random.get_state()
     index = torch.cuda.current_device() if device.index is None and device.type == "cuda" else device.index
     with torch.random.fork_rng(devices=[index] if device.type == "cuda" else []):
@@ -313,7 +313,7 @@ def _own_generators(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's hints about what we have chosen on purpose."""
+    """Context without Lightning's hints about settings that are chosen on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
@@ -334,7 +334,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> BatchPlan:
-    """Plan of the examples of each step; every part has some."""
+    """Return the plan of the examples of each step; every part has at least one."""
     parts = world * config.grad_accum_steps
     if config.tokens is not None and lengths is not None:
         budget = TokenBudget(EpochShuffle(items, config.seed), lengths, config.tokens)
@@ -365,7 +365,7 @@ def _whole(model: Model | Denoiser, dataset: IndexableItems, objective: Objectiv
 def _recorded(
     model: Model, objective: Objective, config: TrainConfig, recipe: Recipe | None, items: int
 ) -> dict[str, Any]:
-    """The recipe as plain values; without one, everything that would make another run of this one."""
+    """Return the recipe as plain values; without one, all settings that define the run."""
     train = config.model_dump(mode="json")
     if recipe is not None:
         return {**recipe.model_dump(mode="json"), "train": train}

@@ -31,7 +31,7 @@ from unveil.types import Condition
 
 @dataclass(frozen=True)
 class VariableSizeLoss:
-    """A loss for a list x0 of videos (C, T, H, W) and images (C, H, W) of different sizes.
+    """Loss for a list x0 of videos (C, T, H, W) and images (C, H, W) of different sizes.
 
     Args:
         objective: Loss for one size.
@@ -99,7 +99,7 @@ def token_counts(model: Model, items: IndexableItems) -> Tensor:
 
 
 def check_sizes(model: Model, items: IndexableItems) -> None:
-    """Check that the model takes the sizes of all items or, where they are unknown, the size of the first.
+    """Check that the model takes the sizes of all items or, if they are unknown, the size of the first.
 
     Raises:
         ShapeError: The model does not take a size.

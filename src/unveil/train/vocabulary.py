@@ -1,4 +1,4 @@
-"""The vocabulary of text encoders that are trained with the network: the words of the training texts."""
+"""The vocabulary of text encoders that are trained with the network, from the words of the training texts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _AT_ONCE = 500
 
 
 def build_vocabulary(model: Model, items: IndexableItems) -> None:
-    """Give conditioners whose words are trained with the network the vocabulary of a data set's texts.
+    """Build the vocabularies of conditioners that are trained with the network, from a data set's texts.
 
     Raises:
-        RecipeError: Items without a text, or texts without a word.
+        RecipeError: An item has no text, or the texts contain no word.
     """
     for encoder in model.conditioners.values():
         if isinstance(encoder, LearnedTextEncoder) and (
@@ -29,7 +29,7 @@ def build_vocabulary(model: Model, items: IndexableItems) -> None:
 
 
 def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw conditions of items that never train, with captions of only unknown words emptied, as in training."""
+    """Replace captions of only unknown words in held-out items by empty ones, as in training."""
     conditions = dict(raw)
     for encoder in model.conditioners.values():
         if isinstance(encoder, LearnedTextEncoder) and encoder.vocabulary is not None and encoder.key in conditions:
@@ -41,10 +41,10 @@ def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any
 
 
 def all_captions(items: IndexableItems, key: str) -> Iterator[str]:
-    """The texts of a data set; of a large one, some of them, spread evenly.
+    """Yield the texts of a data set; of a large one, a subset that is spread evenly.
 
     Raises:
-        RecipeError: An item without one.
+        RecipeError: An item has no text.
     """
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]

@@ -317,7 +317,7 @@ else:
 
 
 class TimeShiftSection(Section):
-    """Another process, shifted towards noise, for larger images.
+    """A process that is shifted towards noise, for larger images.
 
     Attributes:
         process: Process that is shifted.
@@ -335,7 +335,7 @@ class TimeShiftSection(Section):
 
 
 class SqrtSizeShiftSection(Section):
-    """Another process, shifted towards noise by the square root of the ratio of a sample's size to `size`.
+    """A process that is shifted towards noise by the square root of the ratio of a sample's size to `size`.
 
     Attributes:
         process: Process that is shifted.
