@@ -77,8 +77,8 @@ class LearnedTextEncoder(nn.Module):
         RecipeError: `drop` is outside [0, 1).
 
     Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
-        Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole beside the tokens: Podell et al. 2023, section 2.1
-        (arXiv:2307.01952).
+        Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole prompt with the tokens: Podell et al. 2023,
+        section 2.1 (arXiv:2307.01952).
     """
 
     def __init__(

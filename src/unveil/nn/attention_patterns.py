@@ -23,7 +23,7 @@ Pattern = Literal["full", "factorised", "windowed"]
 
 
 class TokenGrid(NamedTuple):
-    """Tokens of a clip along time, height and width; an image has one frame."""
+    """Numbers of tokens of a video along time, height and width; an image has one frame."""
 
     frames: int
     rows: int

@@ -241,7 +241,7 @@ class SongUNetConfig:
         in_channels, out_channels: Numbers of channels of x and of the result.
         model_channels: Width of the first convolution; a level has its multiplier times this number.
         channel_mult: Multiplier of each level, finest first.
-        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        num_res_blocks: Residual blocks per level of the encoder (one more in the decoder).
         attention: Rates of the levels with self-attention: after each block of the encoder, after the last of the
             decoder.
         embedding: Embedding of the time input: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log
@@ -250,7 +250,6 @@ class SongUNetConfig:
         embedding_multiplier: Width of the blocks' conditioning vector, in `model_channels`.
         encoder: Input pyramid. `standard`: none. `skip`: each level receives the smaller input. `residual`: each level
             also passes the sum on to the next (NCSN++).
-
         decoder: Output pyramid. `standard`: none. `skip`: each level adds its part to the output.
         combine: Combination of input and features in a `skip` encoder: their `sum`, or `cat` for concatenation.
         filter: Taps of the filter that resamples features and images: (1, 1) or NCSN++'s (1, 3, 3, 1). None is (1, 1),
@@ -323,7 +322,7 @@ class DhariwalUNetConfig:
         in_channels, out_channels: Numbers of channels of x and of the result.
         model_channels: Number of channels of the U-Net; a level has its multiplier times this number.
         channel_mult: Multiplier of each level, finest first.
-        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        num_res_blocks: Residual blocks per level of the encoder (one more in the decoder).
         attention: Rates of the levels with self-attention after each block; the middle always has it.
         head_channels: Number of channels of an attention head.
         embedding_multiplier: Width of the time embedding, and of a condition's vector, in `model_channels`.

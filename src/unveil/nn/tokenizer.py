@@ -34,7 +34,7 @@ class TokenLayout:
         length: Length of a row, the special tokens included.
         rows: Number of rows of a prompt; several rows allow longer prompts.
         begin: Token at the start of each row; None: there is none.
-        end: Token behind the text of each row.
+        end: Token after the text of each row.
         padding: Token that fills a row up.
     """
 

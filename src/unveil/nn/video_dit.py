@@ -1,4 +1,4 @@
-"""A transformer over spatio-temporal patches of videos, with a noise level, a position and a text for each token.
+"""A transformer over spatio-temporal patches of videos, with noise levels per token and attention to a text.
 
     x -> patches -> tokens at (t, y, x) -> blocks, modulated by the level of each token -> norm -> linear -> patches
 
