@@ -31,7 +31,7 @@ class TrainConfig(Section):
         grad_accum_steps: Number of parts that a batch is split into, to save memory.
         precision: "auto" is bf16 if the CPU or the device multiplies it.
         compile: True if torch compiles the network, which takes a minute at the start and makes later steps faster.
-        random_flip: True if every image is mirrored left-right at random.
+        random_flip: True if images are mirrored left-right with probability 1/2.
         cache_latents: True if every image is encoded once and its latents are kept; equal up to rounding.
         num_workers: Number of processes that load data.
         save_every: Number of steps between checkpoints; the last step always writes one. `sample_every` and
@@ -116,7 +116,7 @@ class ClassifierTrainConfig(LoopConfig):
         scale: Maximum share by which images are enlarged or reduced at random.
         sizes: Sides in pixels, one of which each batch has, for networks that will take other sizes; by default the
             size of the images.
-        random_flip: True if images are mirrored left-right at random, half of them.
+        random_flip: True if images are mirrored left-right with probability 1/2.
     """
 
     epochs: Positive
