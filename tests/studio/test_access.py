@@ -110,7 +110,9 @@ def test_results_and_queued_jobs_are_accessible(page: Any, studio: Server):
 
 def test_the_login_form_is_accessible(browser: Any, tmp_path: Path):
     faults = []
-    with server(tmp_path / "keyed", SecurityPolicy({"ann": KEY}), Many, extend=add_studio, before=LoginMiddleware) as keyed:
+    with server(
+        tmp_path / "keyed", SecurityPolicy({"ann": KEY}), Many, extend=add_studio, before=LoginMiddleware
+    ) as keyed:
         for language in ("en", "zh"):
             context = browser.new_context(locale=language, bypass_csp=True)  # for axe, which is put into the page
             page = context.new_page()

@@ -86,7 +86,8 @@ def test_an_image_is_generated_found_and_regenerated_to_the_byte(
     assert [decoded(file).tolist() for file in dropped_again] == [decoded(file).tolist() for file in before]
 
 
-def test_a_painted_region_is_inpainted_and_the_rest_stays(page: Any, studio: Server):
+def test_a_painted_region_is_inpainted_and_the_rest_stays(painting_page: Any, studio: Server):
+    page = painting_page
     begun(page, "a large blue square on green", 8)
     first = ended(page, "image")
     page.get_by_role("button", name="Edit this image").click()
