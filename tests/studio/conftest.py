@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("playwright")
 
 from tests.server.http.conftest import Many, Server, server
 from unveil.server.jobs.job_types import job_handlers
+from unveil.server.jobs.worker import JobProgress
 from unveil.studio.server import add_studio
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -102,6 +104,18 @@ def page(window: Any, studio: Server) -> Iterator[Any]:
     with without_faults(window, leave):
         opened(window, studio, "en")
         yield window
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a job of many steps wait, instead of computing while the test looks at the page."""
+    step = JobProgress.step
+
+    def slow(progress: JobProgress, done: int, total: int) -> None:
+        step(progress, done, total)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(JobProgress, "step", slow)
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_every_mode_is_accessible(page: Any):
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_results_and_queued_jobs_are_accessible(page: Any, studio: Server):
     page.get_by_label("Number of images").fill("2")
     begun(page, "a large ring", 2)

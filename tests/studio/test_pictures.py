@@ -160,6 +160,7 @@ def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.get_by_role("alert").get_by_text("must be a number").wait_for()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
     begun(page, "a large ring", 9_000)
     page.wait_for_selector("#image-status [data-state=running]")
