@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ pytest.importorskip("playwright")
 
 from tests.server.http.conftest import Many, Server, server
 from unveil.server.jobs.job_types import job_handlers
+from unveil.server.jobs.worker import JobProgress
 from unveil.studio.server import add_studio
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,6 +31,12 @@ _LEFT += ("ignore:The copy keyword is deprecated.*",)
 LEFT = [pytest.mark.filterwarnings(one) for one in _LEFT]
 MARKS = [pytest.mark.slow, *LEFT]
 LONG_MS = 90_000
+VIEWPORT = {"width": 1280, "height": 900}
+# Without a GPU, a frame of an image editor and a copy of a layer take 50 ms of a core each, at every poll of a job.
+NOTHING_DRAWN = """
+const calls = ['clear', 'drawArrays', 'drawElements', 'readPixels'];
+for (const name of calls) WebGL2RenderingContext.prototype[name] = () => {};
+"""
 # Gradio's image editor looks for its canvas while the page closes; at any other time this error counts.
 LEAVING = "Cannot read properties of undefined (reading 'canvas')"
 
@@ -73,19 +82,69 @@ def studio(places: Path) -> Iterator[Server]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def window(browser: Any) -> Iterator[Any]:
+    """The window of all tests that do not paint: to load the page again is twice as fast as to open a new window."""
+    context = browser.new_context(viewport=VIEWPORT, accept_downloads=True)
+    context.add_init_script(NOTHING_DRAWN)
+    yield context.new_page()
+    context.close()
+
+
 @pytest.fixture
-def page(browser: Any, studio: Server) -> Iterator[Any]:
-    """The page in English, in a fresh browser context."""
-    with_new = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    found = with_new.new_page()
-    found.set_default_timeout(LONG_MS)
+def page(window: Any, studio: Server) -> Iterator[Any]:
+    """The page in English; the browser keeps nothing of an earlier test."""
+
+    def leave() -> None:
+        window.goto(f"http://127.0.0.1:{studio.port}/health")
+        window.evaluate("localStorage.clear()")
+        window.context.clear_cookies()
+        window.set_viewport_size(VIEWPORT)
+
+    with without_faults(window, leave):
+        opened(window, studio, "en")
+        yield window
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a job of many steps wait, instead of computing while the test looks at the page."""
+    step = JobProgress.step
+
+    def slow(progress: JobProgress, done: int, total: int) -> None:
+        step(progress, done, total)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(JobProgress, "step", slow)
+
+
+@pytest.fixture
+def painting_page(browser: Any, studio: Server) -> Iterator[Any]:
+    """The page in English, in a fresh browser context that draws the image editors."""
+    context = browser.new_context(viewport=VIEWPORT, accept_downloads=True)
+    found = context.new_page()
+    with without_faults(found, context.close):
+        opened(found, studio, "en")
+        yield found
+
+
+@contextmanager
+def without_faults(page: Any, leave: Callable[[], None]) -> Iterator[None]:
+    """Fails if a script of the page raises, and leaves the page at the end."""
     faults: list[str] = []
-    found.on("pageerror", lambda problem: faults.append(str(problem)))
-    opened(found, studio, "en")
-    yield found
-    settled(found)
-    before = len(faults)
-    with_new.close()
+
+    def fault(problem: Any) -> None:
+        faults.append(str(problem))
+
+    page.set_default_timeout(LONG_MS)
+    page.on("pageerror", fault)
+    try:
+        yield
+        settled(page)
+        before = len(faults)
+    finally:
+        leave()
+        page.remove_listener("pageerror", fault)
     left = [fault for number, fault in enumerate(faults) if number < before or LEAVING not in fault]
     assert not left, left
 

@@ -44,7 +44,8 @@ def made(page: Any, before: str = "") -> str:
     return another(page, "video", before)
 
 
-def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, studio: Server):
+def test_videos_are_generated_extended_looped_connected_and_edited(painting_page: Any, studio: Server):
+    page = painting_page
     chosen(page, "video")
     small(page, 5)
     page.locator("#video-prompt textarea").fill("a small red circle moves left")

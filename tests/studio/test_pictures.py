@@ -86,7 +86,8 @@ def test_an_image_is_generated_found_and_regenerated_to_the_byte(
     assert [decoded(file).tolist() for file in dropped_again] == [decoded(file).tolist() for file in before]
 
 
-def test_a_painted_region_is_inpainted_and_the_rest_stays(page: Any, studio: Server):
+def test_a_painted_region_is_inpainted_and_the_rest_stays(painting_page: Any, studio: Server):
+    page = painting_page
     begun(page, "a large blue square on green", 8)
     first = ended(page, "image")
     page.get_by_role("button", name="Edit this image").click()
@@ -159,6 +160,7 @@ def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.get_by_role("alert").get_by_text("must be a number").wait_for()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
     begun(page, "a large ring", 9_000)
     page.wait_for_selector("#image-status [data-state=running]")

@@ -32,6 +32,10 @@ from unveil.tasks.task import Task
 _log = logging.getLogger(__name__)
 POLL_S = 0.5  # polling interval of a job
 Call = Callable[..., Any]
+# Options of every connection to the server. With `show_progress="hidden"` alone, Gradio still keeps a status of each
+# output, and at each status of any event it reads the value of each of them. For an image editor, that is an export of
+# all its layers. An empty list of components for the progress leaves no such output.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 # passes clicks on buttons in HTML components to the server, with their data attributes
 HEARD = """
 element.addEventListener('click', (event) => {
@@ -60,7 +64,7 @@ class Tab:
 
     def __init__(self, context: TabContext, name: str, in_order: bool = False) -> None:
         self.client, self.tr, self.name = context.client, context.tr, name
-        self._how = _QUIET | ({"concurrency_limit": 1, "concurrency_id": name} if in_order else {})
+        self._how = QUIET | ({"concurrency_limit": 1, "concurrency_id": name} if in_order else {})
         self.typed = FormParser(context.tr)
 
     def begin(self) -> None:
@@ -138,9 +142,6 @@ class Tab:
             text = self.tr("The server could not do it: {error}", error=type(problem).__name__)
             return [job_html.alert(text), *(gr.skip() for _ in range(count))]
         return ["" if by_user else gr.skip(), *(result if isinstance(result, list) else [result])]
-
-
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def _owner(request: gr.Request) -> str:

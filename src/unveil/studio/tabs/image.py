@@ -10,7 +10,15 @@ import gradio as gr
 
 from unveil.errors import RecipeError
 from unveil.server.jobs.outputs import image_files
-from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_for, default_strength
+from unveil.studio.tab_base import (
+    QUIET,
+    GenerationTab,
+    JobWatcher,
+    TabContext,
+    connect_default,
+    default_for,
+    default_strength,
+)
 from unveil.studio.tabs.xyz_plot import XyzPlot
 from unveil.studio.upload_components import ImageUpload
 from unveil.tasks.fields import PLAYGROUND, ControlNet, Lora
@@ -158,7 +166,7 @@ class ImageTab(GenerationTab):
         seen = self.task.change(
             _groups, [self.task],
             [self.input_fields, self.painted, self.margins, self.blended, self.larger, self.strength],
-            show_progress="hidden", api_visibility="private",
+            **QUIET,
         )  # fmt: skip
         connect_default(self.task, self.strength, STRENGTHS)
         for event in (partial(seen.then, trigger_mode="always_last"), self.source.change):
@@ -166,9 +174,7 @@ class ImageTab(GenerationTab):
             self.on(event, self._to_paint, inputs, [self.editor], by_user=False, in_order="image-paint")
         for event in (self.go.click, self.prompt.submit):
             watch.begins(event, self.submitted, [*fields.values()], self.settled)
-        watch.result.change(
-            self._ready, [watch.browser_state], [self.after], show_progress="hidden", api_visibility="private"
-        )
+        watch.result.change(self._ready, [watch.browser_state], [self.after], **QUIET)
         taken = [self.source, self.task, self.strength]
         self.on(self.again.click, self._reuse, [watch.browser_state, self.which, self.strength], taken)
 

@@ -13,7 +13,14 @@ from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.outputs import video_file
-from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_strength
+from unveil.studio.tab_base import (
+    QUIET,
+    GenerationTab,
+    JobWatcher,
+    TabContext,
+    connect_default,
+    default_strength,
+)
 from unveil.studio.timeline import LOOP_FROM_PROMPT, FrameSpan, frame_spans, timeline_html
 from unveil.studio.upload_components import ImageUpload, VideoUpload
 from unveil.tasks.fields import MAX_FRAMES, PLAYGROUND
@@ -180,9 +187,8 @@ class VideoTab(GenerationTab):
 
     def _connect(self) -> None:
         self.draft.connect(self.fields)
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         chosen = [self.task.change, self.joint.change]
-        seen = gr.on(chosen, _groups, [self.task, self.joint], self.groups, trigger_mode="always_last", **quiet)
+        seen = gr.on(chosen, _groups, [self.task, self.joint], self.groups, trigger_mode="always_last", **QUIET)
         connect_default(self.task, self.strength, STRENGTHS)
         # an editor that is not visible yet cannot show an image
         for event in (partial(seen.then, trigger_mode="always_last"), self.clip.change):
