@@ -371,6 +371,8 @@ def test_a_vocabulary_of_another_encoder_is_reported():
     )
     with pytest.raises(ShapeError, match=r"token \d+: this encoder has 40"):
         small.encode(["a cat"])
+    with pytest.raises(ShapeError, match="token -1: this encoder has 40"):
+        small.tower(torch.tensor([[38, -1, 39]]), torch.ones(1, 3))
 
 
 def test_a_missing_or_invalid_tokenizer_is_reported(tower):

@@ -442,5 +442,5 @@ def decode_with_fallback(codec: SupportsDecode, latents: Tensor) -> Tensor:
             raise
         raise OutOfResources(
             f"out of memory while decoding latents {tuple(latents.shape)}, in tiles of {SIDE} px too; {advice}, or "
-            "decode in smaller ones: unveil.autoencoders.tiling.decode(model.autoencoder, latents, Tiling(side=256))"
+            "decode in smaller ones: unveil.autoencoders.tiling.decode(model.autoencoder, latents, TilingConfig(256))"
         ) from problem

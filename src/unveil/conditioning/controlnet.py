@@ -68,7 +68,7 @@ class AttachedControlNet:
                 f"{self.key}: start {self.start}, stop {self.stop}: must be shares, 0 <= start <= stop <= 1"
             )
         if self.blocks not in PLACES:
-            raise RecipeError(f"place = {self.blocks!r}: must be all or middle{did_you_mean(self.blocks, PLACES)}")
+            raise RecipeError(f"blocks = {self.blocks!r}: must be all or middle{did_you_mean(self.blocks, PLACES)}")
 
     def weights(self, count: int, mode: ControlMode) -> Sequence[float]:
         """Weights of its `count` residuals."""

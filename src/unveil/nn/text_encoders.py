@@ -257,9 +257,13 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_numbers(numbers: Tensor, vocabulary: int) -> None:
     """Raise ShapeError for tokens outside the vocabulary, which a table look-up would not report clearly."""
-    if numbers.numel() and not numbers.is_meta and int(numbers.max()) >= vocabulary:
+    if not numbers.numel() or numbers.is_meta:
+        return
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest < 0 or highest >= vocabulary:
         raise ShapeError(
-            f"token {int(numbers.max())}: this encoder has {vocabulary}; its vocabulary is another than the prompt's"
+            f"token {lowest if lowest < 0 else highest}: this encoder has {vocabulary} tokens from 0 on; its "
+            "vocabulary is another than the prompt's"
         )
 
 
