@@ -129,3 +129,12 @@ def test_a_late_look_at_a_run_does_not_move_the_slider_back(
     page.wait_for_function(f"Number(document.querySelector('#train-at input[type=range]').max) > {later}")
     assert slider.input_value() == "0"
     go["sheets"].set()
+
+
+def test_no_event_reads_the_values_of_other_components(studio: Server):
+    """Gradio reads the value of each component with a status: all layers of an image editor at each poll."""
+    config = studio.ask("GET", "/en/config").json
+    types = {part["id"]: part["type"] for part in config["components"]}
+    watched = [event for event in config["dependencies"] if event["backend_fn"] and event["show_progress_on"] != []]
+    # the form of the chosen task is made by Gradio's own event, which has no such option
+    assert [[types[part] for part in event["outputs"]] for event in watched] == [["column"]]
