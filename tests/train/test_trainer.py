@@ -26,6 +26,7 @@ from unveil.core.rng import START, SampleRNG
 from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, TrainConfig, validate
+from unveil.train import callbacks
 from unveil.train.batch_preparation import fixed_subset
 from unveil.train.callbacks import KEEP, ValidationLoss
 from unveil.train.run_folder import training_of
@@ -98,6 +99,15 @@ def finished(tmp_path_factory):
         model, tiny.Images(), objective=DiffusionLoss(), config=tiny.config(**changes), run=run, held_out=held_out
     )
     return run, model
+
+
+def test_plots_are_drawn_at_the_first_and_the_last_samples_of_a_short_run(tmp_path, monkeypatch):
+    steps: list[int] = []
+    monkeypatch.setattr(callbacks, "PLOT_S", 600.0)
+    monkeypatch.setattr(callbacks, "plot_run", lambda lines, folder: steps.append(lines[-1]["step"]))
+    config = tiny.config(steps=6, sample_every=1)
+    train.fit(unet(), tiny.Images(), objective=DiffusionLoss(), config=config, run=tmp_path / "run")
+    assert steps == [1, 6]
 
 
 def test_a_run_folder_holds_what_happened(finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 
 KEEP = 3  # checkpoints kept
 LINES = 500  # of the log, about
+PLOT_S = 2.0  # seconds between plots; drawing them takes as long as many steps of a small model
 SAVES_THAT_MAY_FAIL = 3  # in a row, before a run gives up
 VALIDATION = 0x76616C  # sets the noise of the held-out loss apart from that of training
 
@@ -176,6 +178,7 @@ class TrainingCallback(Callback):
         self._journal: MetricsLogger | None = None
         self._display: ProgressBar | None = None
         self._last_line = (0, 0.0)
+        self._plotted = -math.inf
         self._failed_saves = 0
         self._saved_at = -1
 
@@ -275,8 +278,9 @@ class TrainingCallback(Callback):
         if samples and self.samples is not None:
             path = self.folder.samples / f"{checkpoint_store.step_name(module.step)}.png"
             guarded("samples", lambda: self.samples and self.samples.draw(module.average.model, path, self.columns))
-        if validates or samples:
+        if (validates or samples) and (last or time.monotonic() >= self._plotted + PLOT_S):
             guarded("plots", self._plot)
+            self._plotted = time.monotonic()
         self._last_line = (self._last_line[0], self._last_line[1] + time.monotonic() - begun)
 
     def _validate(self, module: TrainingModule) -> None:
