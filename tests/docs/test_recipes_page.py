@@ -82,6 +82,6 @@ def test_the_page_has_no_table_twice():
 
 def test_a_key_is_described_by_the_base_of_its_section():
     descriptions = directives().documented(directives().named("unveil.model.config.model", "VQSection"))
-    assert descriptions["codebook_size"] == "Entries of the codebook."
+    assert descriptions["codebook_size"] == "Number of entries of the codebook."
     assert "deviation is near 1" in descriptions["scale"]  # of CodecConfig
     assert descriptions["z_channels"]  # of the autoencoder's networks

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: disables telemetry
-# Gradio summarises the times of all calls after every so many calls; the default of 1 takes longer than most calls.
+# Gradio summarises the times of all calls after this number of calls; at the default of 1, that takes longer than most.
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
 
 import gradio as gr
