@@ -110,6 +110,14 @@ def test_plots_are_drawn_at_the_first_and_the_last_samples_of_a_short_run(tmp_pa
     assert steps == [1, 6]
 
 
+def test_plots_of_a_run_that_ends_early_show_its_last_step(tmp_path, monkeypatch):
+    steps: list[int] = []
+    monkeypatch.setattr(callbacks, "plot_run", lambda lines, folder: steps.append(lines[-1]["step"]))
+    config = tiny.config(steps=6, sample_every=4, max_minutes=1e-9)
+    train.fit(unet(), tiny.Images(), objective=DiffusionLoss(), config=config, run=tmp_path / "run")
+    assert steps == [1]
+
+
 def test_a_run_folder_holds_what_happened(finished):
     run, _ = finished
     names = {p.name for p in run.iterdir() if not p.name.startswith(".")}

@@ -259,7 +259,7 @@ def check_numbers(numbers: Tensor, vocabulary: int) -> None:
     """Raise ShapeError for tokens outside the vocabulary, which a table look-up would not report clearly."""
     if not numbers.numel() or numbers.is_meta:
         return
-    lowest, highest = int(numbers.min()), int(numbers.max())
+    lowest, highest = (int(number) for number in numbers.aminmax())
     if lowest < 0 or highest >= vocabulary:
         raise ShapeError(
             f"token {lowest if lowest < 0 else highest}: this encoder has {vocabulary} tokens from 0 on; its "

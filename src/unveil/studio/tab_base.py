@@ -457,4 +457,4 @@ def connect_default(part: Any, slider: Any, every: Mapping[str, float]) -> None:
       const every = {json.dumps(dict(every))};
       return chosen in every && Object.values(every).includes(value) ? every[chosen] : value;
     }}"""
-    part.input(None, [part, slider], [slider], js=call, queue=False, show_progress="hidden", api_visibility="private")
+    part.input(None, [part, slider], [slider], js=call, queue=False, **QUIET)

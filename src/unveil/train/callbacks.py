@@ -236,6 +236,8 @@ class TrainingCallback(Callback):
         due = self.config.save_every and module.step % self.config.save_every == 0
         if due or last or leaving:
             self._save(trainer, module, final=last or leaving)
+        if leaving and self._writes and (self.config.sample_every or self.config.validate_every):
+            guarded("plots", self._plot)  # those of the last samples end before the steps that were just saved
         if leaving and not last:
             self.ended = INTERRUPTED if interrupted else TERMINATED if terminated else 0
             trainer.should_stop = True

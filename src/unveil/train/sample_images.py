@@ -101,7 +101,7 @@ def _curves(path: Path, title: str, lines: Sequence[Mapping[str, Any]], curves: 
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     # the layout engine takes most of the time of a plot, and only a legend has a width that is not known
     figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained" if len(curves) > 1 else None)
@@ -119,7 +119,9 @@ def _curves(path: Path, title: str, lines: Sequence[Mapping[str, Any]], curves: 
         low, high = axes.get_ylim()
         number = FuncFormatter(lambda y, _: f"{y:g}")  # 0.6 is easier to read, and to lay out, than a power of ten
         axes.yaxis.set_major_formatter(number)
-        axes.yaxis.set_minor_formatter(number if high < 10 * low else NullFormatter())
+        axes.yaxis.set_minor_formatter(number if high < 1000 * low else NullFormatter())
+        if 10 * low <= high < 1000 * low:  # one or two powers of ten alone do not say where a curve ends
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.set(title=title, xlabel="optimiser steps")
     axes.grid(alpha=0.3)
     if len(curves) > 1:

@@ -13,14 +13,7 @@ from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.outputs import video_file
-from unveil.studio.tab_base import (
-    QUIET,
-    GenerationTab,
-    JobWatcher,
-    TabContext,
-    connect_default,
-    default_strength,
-)
+from unveil.studio.tab_base import QUIET, GenerationTab, JobWatcher, TabContext, connect_default, default_strength
 from unveil.studio.timeline import LOOP_FROM_PROMPT, FrameSpan, frame_spans, timeline_html
 from unveil.studio.upload_components import ImageUpload, VideoUpload
 from unveil.tasks.fields import MAX_FRAMES, PLAYGROUND
