@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Collect garbage from now on."""
+    """Collect garbage from now on, without the tests and modules of the collection, which never become garbage."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
     gc.enable()
 
 
