@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+# of processes that compute: who the user is, where Python, libraries and caches are, and the settings of the libraries
+_COMPUTE = (*_PASSED, "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TEMP", "TMP", "VIRTUAL_ENV", "CC", "CXX")
+_COMPUTE += ("DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_COMPUTE_PREFIXES = ("LC_", "PYTHON", "UNVEIL_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "NVIDIA_", "NCCL_", "CUBLAS_")
+_COMPUTE_PREFIXES += ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "ROCM_", "HIP_", "HSA_", "MIOPEN_")
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")  # parts of the names of secrets
 # -I leaves out the working folder and PYTHONPATH, so the child gets the path of its parent's source
 _RUN = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -26,6 +33,20 @@ def command(module: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """The few variables that a child needs; none of the user's secrets."""
     return {key: value for key, value in os.environ.items() if key in _PASSED}
+
+
+def compute_environment(declared: Collection[str] = ()) -> dict[str, str]:
+    """The variables for a process that computes: settings of Python, of the libraries and of unveil; no secrets.
+
+    Args:
+        declared: Names of further variables that its work needs.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in declared
+        or ((key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES)) and not any(part in key for part in _SECRET))
+    }
 
 
 def limit(*, seconds: int, memory: int, written: int) -> None:

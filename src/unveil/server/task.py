@@ -31,7 +31,11 @@ class Serve(Task):
     port: Annotated[int, info("Port to listen on; 0 picks a free one.", ge=0, le=65535)] = 7860
     api_keys: Annotated[
         LocalFile | None,
-        info("File of API keys, NAME KEY per line; or set UNVEIL_SERVER_KEY.", metavar="FILE"),
+        info(
+            "File of API keys, NAME KEY per line; NAME KEY admin for a key that may add models. Or set "
+            "UNVEIL_SERVER_KEY.",
+            metavar="FILE",
+        ),
     ] = None
     allowed_hosts: Annotated[
         Names,
@@ -54,6 +58,14 @@ class Serve(Task):
     max_queued: Annotated[int, info("Maximum number of queued jobs.", ge=1)] = 32
     max_jobs_per_key: Annotated[int, info("Maximum number of queued and running jobs of one API key.", ge=1)] = 8
     max_job_cost: Annotated[float, info("Maximum cost of a job, in megapixels of network evaluations.", ge=0)] = 5000.0
+    quota_gib: Annotated[
+        float, info("Maximum size of the uploads, runs and outputs of one API key.", unit="GiB", gt=0)
+    ] = 16.0
+    quota_files: Annotated[int, info("Maximum number of files of one API key.", ge=1)] = 50_000
+    retention_days: Annotated[
+        float | None,
+        info("Days after which an ended job is deleted with its outputs; runs are kept. Left out: never.", gt=0),
+    ] = None
 
     def run(self, context: TaskContext) -> TaskResult:
         """Serve until interrupted.
@@ -67,10 +79,11 @@ class Serve(Task):
 
         command = f"unveil {self.name}"
         server = import_extra(self.module, command, self.extra)
+        Quota = import_extra("unveil.server.jobs.owners", command, self.extra).Quota
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
             Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
-            self.max_job_cost,
+            self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

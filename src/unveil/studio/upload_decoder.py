@@ -25,7 +25,6 @@ SECONDS, MEMORY = 30, 2 << 30  # CPU time, and bytes of address space
 REFUSED = 3  # exit code of a child that prints an error instead
 ERROR_BYTES = 300  # maximum bytes of that error
 Mode = Literal["RGB", "A"]
-_one = threading.Lock()  # one child at a time, which bounds the total resources
 
 
 def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
@@ -42,12 +41,9 @@ def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.I
     width, height = size
     count = width * height * len(mode)
     command = sandbox.command("unveil.studio.upload_decoder", mode, str(width), str(height))
-    with (
-        _one,
-        subprocess.Popen(
-            command, env=sandbox.environment(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as child,
-    ):
+    with subprocess.Popen(
+        command, env=sandbox.environment(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
         assert child.stdout is not None
         timer = threading.Timer(WAIT_S, child.kill)
         timer.start()

@@ -24,10 +24,10 @@ from unveil.io.images import png
 from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.middleware import App, SecurityPolicy
 from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
-from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.job_types import job_handlers
-from unveil.server.jobs.outputs import FOLDER, JobOutputs, UploadStore
+from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.owners import OwnerData, Quota
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.task_job import task_kinds
@@ -130,12 +130,15 @@ def server(
     workers: int = 1,
     extend: ExtendApp | None = None,
     before: Callable[[App, SecurityPolicy], App] | None = None,
+    quota: Quota | None = None,
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
-    service = Service(queue, results, FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))  # type: ignore[arg-type]
+    rules, owners = rules or SecurityPolicy(), OwnerData(folder, quota)
+    admins = rules.admins if rules.keys else None
+    service = Service(queue, results, FakeWorkerPool(), owners, (), admins)  # type: ignore[arg-type]
     bound = bind_socket("127.0.0.1", 0)
-    app = api(service, rules or SecurityPolicy(), budget, extend)
-    app = app if before is None else before(app, rules or SecurityPolicy())
+    app = api(service, rules, budget, extend)
+    app = app if before is None else before(app, rules)
     lifespan: Any = "off" if extend is None else "on"
     config = uvicorn.Config(app, http=IdleTimeoutProtocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
@@ -159,7 +162,7 @@ def server(
         for thread in threads:
             thread.join()
         queue.close()
-        service.inputs.close()
+        owners.close()
         bound.close()
 
 

@@ -304,7 +304,7 @@ def test_a_former_field_is_answered_with_its_name(begin: Begin, path: str, field
 
 def test_an_edit_with_an_upload_is_a_job_of_its_task(begin: Begin):
     server = begin()
-    image = server.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8))).name
+    image = server.service.uploads().store(png(torch.zeros(3, 8, 8, dtype=torch.uint8))).name
     ask = {"kind": "upscale", "request": {"image": image, "factor": 3, "seed": 4}}
     job = server.until(submit(server, ask), "completed")
     assert (job["kind"], job["request"]) == ("upscale", ask["request"])

@@ -92,7 +92,7 @@ def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(key: str):
 def test_keys_are_read_from_a_file(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
-    assert read_keys(file) == {"me": KEY, "key 4": OTHER}
+    assert read_keys(file).keys == {"me": KEY, "key 4": OTHER}
     for text, message in (
         ("", "contains no key"),
         ("a b c", "line 1: must be"),
@@ -113,7 +113,7 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, host: str):
     with pytest.raises(RecipeError, match="no key is set"):
         serve(ServerOptions(tmp_path / "s", host=host), Console(quiet=True), {})
     assert not (tmp_path / "s").exists()
-    assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
+    assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}).keys == {"key": KEY}  # control
 
 
 def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
@@ -374,7 +374,7 @@ def test_an_invalid_form_is_refused(begin: Begin, parts):
     headers, body = form(*parts)
     found = server.ask("POST", "/v1/images/edits", headers=headers, body=body)
     assert found.status in (400, 413, 422), found.body
-    assert not list(server.service.inputs.folder.glob("*"))
+    assert not list(server.service.uploads().folder.glob("*"))
 
 
 @pytest.mark.parametrize(

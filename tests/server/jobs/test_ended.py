@@ -170,7 +170,9 @@ def test_the_log_of_a_command_is_readable_until_its_job_is_deleted(tmp_path, pla
     says(SAVES)
     with serving(tmp_path / "service", "here", ()) as service:
         catalog = Catalog(service.queue.folder / "runs")
-        worker = Worker("w", service.queue, service.results, {TRAIN: ProcessJob(TRAIN, catalog, service.inputs, "cpu")})
+        worker = Worker(
+            "w", service.queue, service.results, {TRAIN: ProcessJob(TRAIN, catalog, service.uploads(), "cpu")}
+        )
         id = service.submit(TRAIN, ASK).id
         thread = begun(worker.run_next)
         until(lambda: service.log(id) == b"step 1/2\n" and (place / "begun").exists())
@@ -330,8 +332,8 @@ def test_unused_files_are_deleted_while_the_server_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("unveil.server.jobs.service.SWEEP_S", 0.05)
     with serving(tmp_path, "here", ()) as service:
         assert isinstance(service, Service)
-        service.inputs.folder.mkdir(exist_ok=True)
-        old = service.inputs.folder / f"{'ab' * 16}.png"
+        service.uploads().folder.mkdir(exist_ok=True)
+        old = service.uploads().folder / f"{'ab' * 16}.png"
         old.write_bytes(b"")
         os.utime(old, (1, 1))
         runs, ended = (service.submit("any", {}).id for _ in range(2))

@@ -16,7 +16,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -44,6 +45,7 @@ class SecurityPolicy:
         seconds: Time until a request must be complete.
         depth: Maximum nesting of JSON.
         large: Paths that accept uploads of any size and duration; for use on the own machine.
+        admins: Names of the keys that may change models, which all keys share.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class SecurityPolicy:
     seconds: float = 30.0
     depth: int = 32
     large: frozenset[str] = frozenset()
+    admins: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Raise RecipeError for keys that can be guessed."""
@@ -92,8 +95,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_keys(file: Path) -> dict[str, str]:
-    """Read a file of keys, one NAME KEY or KEY per line; empty lines and lines that begin with # are ignored.
+class ApiKeys(NamedTuple):
+    """API keys by name, and the names of those with the role of an admin."""
+
+    keys: Mapping[str, str] = MappingProxyType({})
+    admins: frozenset[str] = frozenset()
+
+
+ADMIN = "admin"  # role in a file of keys
+
+
+def read_keys(file: Path) -> ApiKeys:
+    """Read a file of keys, one KEY, NAME KEY or NAME KEY admin per line.
+
+    Empty lines and lines that begin with # are ignored.
 
     Raises:
         DataError: It cannot be read.
@@ -104,18 +119,21 @@ def read_keys(file: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{file}: {getattr(problem, 'strerror', None) or 'is not text'}") from problem
     keys: dict[str, str] = {}
+    admins: set[str] = set()
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#"):
             continue
-        if len(words) > 2:
-            raise RecipeError(f"{file} line {number}: must be NAME KEY")
-        name = words[0] if len(words) == 2 else f"key {number}"
+        if len(words) > 3 or words[2:] not in ([], [ADMIN]):
+            raise RecipeError(f"{file} line {number}: must be NAME KEY, or NAME KEY {ADMIN}")
+        name = words[0] if len(words) > 1 else f"key {number}"
         if name in keys:
             raise RecipeError(f"{file} line {number}: repeats the name of another key; give each its own")
-        keys[name] = words[-1]
+        keys[name] = words[min(1, len(words) - 1)]
+        if len(words) == 3:
+            admins.add(name)
     if not keys:
         raise RecipeError(f"{file}: contains no key; write one NAME KEY per line")
-    return keys
+    return ApiKeys(keys, frozenset(admins))
 
 
 def _digest(text: str) -> bytes:
@@ -373,9 +391,37 @@ class MetricsCollector:
         yield GaugeMetricFamily("unveil_queue_limit", "Maximum number of queued jobs", value=limit)
         yield GaugeMetricFamily("unveil_workers", "Running workers", value=len(self._service.workers.names()))
 
-    def page(self) -> bytes:
-        """Return all metrics as text."""
-        return generate_latest(self._registry)
+    def page(self, owners: Iterable[str]) -> bytes:
+        """Return all metrics as text, with the disk space of these owners."""
+        registry = CollectorRegistry()
+        registry.register(_DiskCollector(self._service, owners))
+        return generate_latest(self._registry) + generate_latest(registry)
+
+
+class _DiskCollector:
+    """Measures the disk space of owners.
+
+    Args:
+        service: Service of the owners.
+        owners: Names of API keys; "" without keys.
+    """
+
+    def __init__(self, service: Service, owners: Iterable[str]) -> None:
+        self._service, self._owners = service, owners
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield bytes and files of each owner, and their maximum."""
+        size = GaugeMetricFamily("unveil_key_disk_bytes", "Uploads, runs and outputs of an API key", labels=["key"])
+        files = GaugeMetricFamily("unveil_key_files", "Files of an API key", labels=["key"])
+        for owner in self._owners:
+            usage = self._service.usage(owner)
+            size.add_metric([owner], usage.bytes)
+            files.add_metric([owner], usage.files)
+        quota = self._service.owners.quota
+        yield size
+        yield files
+        yield GaugeMetricFamily("unveil_key_disk_bytes_limit", "Maximum of each API key", value=quota.bytes)
+        yield GaugeMetricFamily("unveil_key_files_limit", "Maximum of each API key", value=quota.files)
 
 
 _METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")

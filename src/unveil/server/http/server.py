@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
-from unveil.server.http.middleware import LOOPBACK, App, SecurityPolicy, is_loopback, read_keys
+from unveil.server.http.middleware import LOOPBACK, ApiKeys, App, SecurityPolicy, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job_table import QueueLimits
+from unveil.server.jobs.owners import Quota
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"
 PATIENCE_S = 30.0  # time until the head of a request must be complete
 CONNECTIONS = 512
+DAY_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ServerOptions:
         waiting: Maximum number of queued jobs.
         each: Maximum number of jobs per key.
         budget: Maximum cost of a job, in megapixel evaluations.
+        quota: Limits of the data of one key.
+        retention: Days after which a job that has ended is deleted; None: never.
         large: Paths that accept uploads of any size, if no key is required.
     """
 
@@ -53,18 +57,20 @@ class ServerOptions:
     waiting: int = 32
     each: int = 8
     budget: float = BUDGET
+    quota: Quota = field(default_factory=Quota)
+    retention: float | None = None
     large: Sequence[str] = ()
 
-    def load_keys(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """Read the keys from the file or the environment.
+    def load_keys(self, variables: Mapping[str, str]) -> ApiKeys:
+        """Read the keys from the file or the environment; the only key of the environment is that of an admin.
 
         Raises:
             RecipeError: No key is set, although other machines can reach the address.
         """
-        keys = read_keys(self.keys) if self.keys is not None else {}
-        if not keys and (key := variables.get(VARIABLE)):
-            keys = {"key": key}
-        if not keys and not is_loopback(self.host):
+        keys = read_keys(self.keys) if self.keys is not None else ApiKeys()
+        if not keys.keys and (key := variables.get(VARIABLE)):
+            keys = ApiKeys({"key": key}, frozenset({"key"}))
+        if not keys.keys and not is_loopback(self.host):
             raise RecipeError(
                 f"--host {self.host}: others can reach this address, and no key is set; give --api-keys FILE, or set "
                 f"{VARIABLE}, or leave --host away"
@@ -73,10 +79,10 @@ class ServerOptions:
 
     def policy(self, variables: Mapping[str, str]) -> SecurityPolicy:
         """Return the security policy."""
-        keys = self.load_keys(variables)
+        keys, admins = self.load_keys(variables)
         named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
         hosts, large = None if keys and not self.names else frozenset(named), frozenset(() if keys else self.large)
-        return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large)
+        return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large, admins=admins)
 
 
 class IdleTimeoutProtocol(H11Protocol):
@@ -143,7 +149,11 @@ def serve(
         shown = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{shown}:{bound.getsockname()[1]}"
         limits = QueueLimits(options.waiting, options.each if rules.keys else options.waiting + len(options.devices))
-        with serving(options.folder, address, options.devices, limits) as service:
+        retention = None if options.retention is None else options.retention * DAY_S
+        admins = rules.admins if rules.keys else None
+        with serving(
+            options.folder, address, options.devices, limits, quota=options.quota, admins=admins, retention=retention
+        ) as service:
             for line in service.messages:
                 console.warn(line)
             app: Any = api(service, rules, options.budget, extend)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, PromptTruncated, out_of_memory
+from unveil.io import sandbox
 from unveil.io.console import Console, Progress
 from unveil.io.files import write_atomically
 from unveil.server.jobs.child_process import CHILDREN, SAVING_S, has_running_child
@@ -97,6 +98,11 @@ class JobProgress:
         """Add a message for the user; duplicates are ignored."""
         if text not in self.messages and len(self.messages) < MAX_MESSAGES:
             self.messages.append(text)
+
+    @property
+    def owner(self) -> str:
+        """Owner of the job."""
+        return self._job.owner
 
     @property
     def preview_file(self) -> Path:
@@ -428,7 +434,11 @@ class WorkerPool:
             out.write(_head(name))
             out.flush()
             process = subprocess.Popen(
-                self._command(self.queue.folder, name, device), stdin=subprocess.PIPE, stdout=out, stderr=out
+                self._command(self.queue.folder, name, device),
+                env=sandbox.compute_environment(),  # not the server's keys, nor other secrets of its environment
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
             )
         return _Slot(device, name, process, time.monotonic())
 
