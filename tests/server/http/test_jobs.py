@@ -126,7 +126,7 @@ def test_looking_up_models_does_not_block_other_requests(begin: Begin, monkeypat
         go.wait(20)
         return 1.0
 
-    monkeypatch.setattr("unveil.server.http.service_facade.job_cost", slow)
+    monkeypatch.setattr("unveil.server.jobs.service.job_cost", slow)
     server = begin(workers=0)
     asks = threading.Thread(target=submit, args=(server,))
     asks.start()
