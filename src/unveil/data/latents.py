@@ -329,8 +329,6 @@ def write_latents(
     with staged(path) as temporary:
         with open(temporary, "xb") as file:
             _stream(file, chunks, labels, entries, path)
-            file.flush()
-            os.fsync(file.fileno())
         refuse_overwrite(path, force)  # encoding may have taken hours
     return path
 

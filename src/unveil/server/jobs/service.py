@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import OutOfResources, OutputError
+from unveil.io import staging
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.folder_lock import folder_lock
 from unveil.server.jobs.job_table import Job, QueueLimits
@@ -106,12 +106,9 @@ class Service:
         deleted jobs.
         """
         # listed before the jobs: each belongs to a job that was started by then
-        logs, parts = list((self.queue.folder / LOGS).glob("*.txt")), self.results.parts()
+        logs = list((self.queue.folder / LOGS).glob("*.txt"))
         jobs = self.queue.jobs()
-        running = {job.id for job in jobs if job.state == "running"}
-        for part in parts:
-            if part.name.split(".")[1] not in running:
-                shutil.rmtree(part, ignore_errors=True)
+        staging.sweep(self.results.folder)
         self.inputs.sweep(set().union(*(names_in(job.request) for job in jobs)))
         ids = {job.id for job in jobs}
         for path in logs:
