@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,7 +89,8 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary = staging.temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         staging.recover(path)
         staging.sweep_sometimes(path.parent)
         yield temporary
@@ -130,6 +132,8 @@ def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
 
 SHOWN = 8  # keys that an error lists
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+MAX_PICKLE = 1 << 24  # bytes of the pickle of a file of torch.save, which has names and shapes only
+MAX_TENSORS = 100_000  # of a file; the largest published models have about 10,000
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _BITS |= {"U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
 _TORCH_NAMES = {
@@ -178,6 +182,8 @@ def read_header(path: Path) -> Header:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); check the path") from problem
     try:
         raw = json.loads(text)
+        if len(raw) > MAX_TENSORS:
+            raise WeightsError(f"{path}: {len(raw):,} tensors: the limit is {MAX_TENSORS:,}; do not use this file")
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {name: _stored(entry) for name, entry in raw.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
@@ -233,6 +239,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); name a file of weights") from problem
     if start != b"PK\x03\x04":
         return read_tensors(path)  # which names an old pickle as what it is
+    require_stored(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:  # whatever the unpickler met
@@ -249,7 +256,52 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside: "
             f"unveil convert {path} OUT"
         )
-    return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    require_whole(path, tensors)
+    return tensors
+
+
+def require_stored(path: Path) -> None:
+    """Check the members of a file of `torch.save` before they are read: it stores them, without compression.
+
+    Raises:
+        WeightsError: A member is compressed and could unpack to any size, members overlap, the pickle of the names is
+            too large, or the file is no zip archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
+        raise WeightsError(f"{path}: damaged ({problem}); copy it again") from problem
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise WeightsError(
+                f"{path}: {member.filename} is compressed, {member.compress_size:,} bytes for {member.file_size:,}; "
+                "torch.save never compresses, so the file was not read: ask for a safetensors file"
+            )
+        if member.filename.endswith("data.pkl") and member.file_size > MAX_PICKLE:
+            raise WeightsError(
+                f"{path}: {member.filename} has {member.file_size:,} bytes, without a tensor: the limit is "
+                f"{MAX_PICKLE:,}; ask for a safetensors file"
+            )
+    if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > path.stat().st_size:
+        raise WeightsError(f"{path}: its members overlap, or are more than {MAX_TENSORS:,}; ask for a safetensors file")
+
+
+def require_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that no tensor has more elements than are stored: one number with stride 0 can have any shape.
+
+    Raises:
+        WeightsError: Names the tensor, its shape and the stored bytes.
+    """
+    for name, tensor in tensors.items():
+        needed = tensor.numel() * tensor.element_size()
+        stored = tensor.untyped_storage().nbytes() if str(tensor.layout) == "torch.strided" else 0
+        if needed > stored:
+            raise WeightsError(
+                f"{path}: the tensor {name!r} of shape {tuple(tensor.shape)} has {needed:,} bytes, of which {stored:,} "
+                "are stored; ask for a safetensors file"
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
