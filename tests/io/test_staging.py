@@ -206,7 +206,7 @@ def test_every_type_of_tensor_is_read_back_by_the_library_of_the_format(tmp_path
     types += [torch.int8, torch.uint8, torch.bool, torch.uint16, torch.complex64, torch.float8_e4m3fn]
     tensors = {str(dtype): torch.arange(5).to(dtype) for dtype in types}
     tensors |= {"empty": torch.zeros(0, 3), "flipped": torch.arange(6.0).reshape(2, 3).t(), "scalar": torch.tensor(2.0)}
-    tensors['é "quoted" \n'] = torch.zeros(1, requires_grad=True)
+    tensors['\u00e9 "quoted" \n'] = torch.zeros(1, requires_grad=True)
     back = load(tensor_bytes(tensors))
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -122,7 +122,7 @@ def _main(source: str, out: str) -> int:
         with torch.serialization.safe_globals([(Placeholder, name) for name in BESIDE]):
             where = _write_chosen(Path(source), Path(out))
     except WeightsError as problem:
-        reason = str(problem).removeprefix(f"{source}: ")
+        reason = str(problem).removeprefix(f"{source}: ").removesuffix("; ask for a safetensors file")
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         if out_of_memory(problem):
             reason = f"needs more than {memory / (1 << 30):.1f} GiB of memory to be read"
