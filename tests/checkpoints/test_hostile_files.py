@@ -1,4 +1,4 @@
-"""Weights of strangers that need far more memory or time than their bytes are refused, with the limit in the message."""
+"""Weights of strangers that need far more memory or time than their bytes: refused, with the limit in the message."""
 
 from __future__ import annotations
 

@@ -7,11 +7,13 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,54 @@ def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(memory):
     assert not any(life["left"] for life in lives), "stale folders survive the sweep"
     naive = killed("naive", 40, memory)
     assert sum(life["found"] is None for life in naive) >= 12, naive
+
+
+def kill_points(scenario: str, system: str, every: int, folder: Path) -> list[dict[str, Any]]:
+    script = str(HARNESS.with_name("kill_points.py"))
+    root = HARNESS.parents[2]
+    command = [sys.executable, script, scenario, system, str(every), str(folder)]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+CASES = [
+    pytest.param("save", "exchange", 1),
+    pytest.param("save", "renames", 1),
+    pytest.param("download", "exchange", 1, marks=pytest.mark.release),
+    pytest.param("convert", "exchange", 1, marks=pytest.mark.release),
+    pytest.param("convert", "renames", 1, marks=pytest.mark.release),
+]
+
+
+@pytest.mark.parametrize(("scenario", "system", "every"), CASES)
+def test_killed_at_any_file_operation_the_old_or_the_new_content_is_there(memory, scenario, system, every):
+    lives = kill_points(scenario, system, every, memory)
+    assert len(lives) > 3
+    assert lives[-1]["at"] == "end"
+    assert all(life["end"] == -signal.SIGKILL for life in lives[:-1])
+    assert {life["state"] for life in lives} == {"old", "new"}, lives
+    states = [life["state"] for life in lives]
+    assert states == sorted(states, reverse=True), "the new content was there, and then the old"
+    assert any(life["stale"] for life in lives), "no kill left anything: the test has no power"
+    assert all(life["after"] == "new" and not life["left"] for life in lives), "the next writer sweeps"
+    if scenario != "download":
+        assert ("exchange" in {life["at"] for life in lives}) or system == "renames"
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.release)])
+def test_killed_at_any_file_operation_a_training_has_its_newest_checkpoint(memory, every):
+    lives = kill_points("train", "exchange", every, memory)
+    assert all(life["end"] == -signal.SIGKILL for life in lives)
+    assert all(life["valid"] == life["published"] for life in lives), "what has its name is complete"
+    valid = [life["valid"] for life in lives]
+    assert valid == sorted(valid), "a later kill leaves no earlier checkpoint"
+    assert {1, 2} <= set(valid)
+    assert any(life["stale"] for life in lives), "no kill left anything: the test has no power"
+    assert not any(life["left"] for life in lives), "the next start sweeps"
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -51,7 +51,7 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def as_json(facts: Any) -> str:
+def json_for_terminal(facts: Any) -> str:
     """Return JSON for a terminal, with escapes in the place of control characters; it is read back as `facts`."""
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -99,7 +99,7 @@ class Console:
     def result(self, facts: Mapping[str, Any], text: str) -> None:
         """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:
-            print(as_json(facts), flush=True)
+            print(json_for_terminal(facts), flush=True)
         elif not self.quiet:
             print(printable(text), flush=True)
 
@@ -306,7 +306,7 @@ def _explained(problem: BaseException, as_json: bool) -> int:
     if message:
         print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         if as_json:
-            print(as_json({"error": message, "exit_code": code}), flush=True)
+            print(json_for_terminal({"error": message, "exit_code": code}), flush=True)
     return code
 
 
