@@ -7,11 +7,13 @@ dies, hangs or fills the memory, the parent says so and goes on.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
 # of processes that compute: who the user is, where Python, libraries and caches are, and the settings of the libraries
 _COMPUTE = (*_PASSED, "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TEMP", "TMP", "VIRTUAL_ENV", "CC", "CXX")
 _COMPUTE += ("DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -31,8 +33,13 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The few variables that a child needs; none of the user's secrets."""
-    return {key: value for key, value in os.environ.items() if key in _PASSED}
+    """Return the few variables that a child needs; none of the user's secrets.
+
+    One thread each: the threads of numerical libraries take address space, more than the file, on a machine with many
+    cores.
+    """
+    passed = {key: value for key, value in os.environ.items() if key in _PASSED}
+    return passed | dict.fromkeys(_THREADS, "1")
 
 
 def compute_environment(declared: Collection[str] = ()) -> dict[str, str]:
@@ -74,6 +81,27 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
         except (ValueError, OSError):
             if sys.platform == "linux":  # macOS knows no limit of address space and calls each one too large
                 raise
+
+
+def address_space() -> int:
+    """Return the bytes of address space that this process has mapped; 0 if the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def explain_end(code: int, seconds: int) -> str:
+    """Return how a child ended that gave no result: the limit that it exceeded, or its signal or exit code.
+
+    Args:
+        code: Exit code, or minus the number of a signal, as of `subprocess`.
+        seconds: Limit of CPU time that it had.
+    """
+    if -code == signal.SIGXCPU:
+        return f"took more than {seconds} s of CPU time"
+    return f"ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
 
 
 def more_seconds(seconds: int) -> None:

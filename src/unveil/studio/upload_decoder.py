@@ -8,7 +8,6 @@ header was checked before, and writes exactly the requested number of raw bytes.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -57,8 +56,8 @@ def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.I
     if code == REFUSED:
         raise DataError(output[:ERROR_BYTES].decode("utf-8", "replace"))
     if code or len(output) != count:
-        name = signal.Signals(-code).name if code < 0 else f"code {code}"
-        raise DataError(f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it")
+        end = sandbox.explain_end(code, SECONDS)
+        raise DataError(f"its decoding {end}: it took too much time or memory, or is hostile; remove it")
     return Image.frombytes("L" if mode == "A" else mode, size, output)
 
 

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from unveil.errors import OutputError, RecipeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import write_atomically
 from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store, migration
@@ -81,7 +82,8 @@ class RunFolder:
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )
-        checkpoint_store.remove_stale(self.checkpoints)
+        for folder in (path, self.checkpoints):  # of which this process has the lock
+            staging.sweep(folder, exclusive=True)
 
     def newest(self) -> Path | None:
         """Checkpoint to resume from; a warning names newer ones that are damaged.

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from unveil.errors import OutOfResources
+from unveil.io import staging
 from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.child_process import CHILDREN, ChildProcess
@@ -336,9 +337,12 @@ def test_unused_files_are_deleted_while_the_server_runs(tmp_path, monkeypatch):
         old = service.uploads().folder / f"{'ab' * 16}.png"
         old.write_bytes(b"")
         os.utime(old, (1, 1))
-        runs, ended = (service.submit("any", {}).id for _ in range(2))
+        runs = service.submit("any", {}).id
         assert service.queue.claim("w").id == runs
-        parts = [service.results.folder / f".{id}.0123abcd.part" for id in (runs, ended)]
+        parts = [staging.temporary_path(service.results.folder / runs)]
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        parts.append(parts[0].with_name(parts[0].name.replace(f".{os.getpid()}-", f".{ended.pid}-")))
         for part in parts:
             part.mkdir(parents=True)
         until(lambda: not old.exists() and not parts[1].exists())

@@ -35,6 +35,7 @@ from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.io import staging
 from unveil.model import migration
 from unveil.model.config.sampling import SampleConfig
 from unveil.model.config.sections import ByKind, PartSection, Section, choice, read_yaml, section, validate
@@ -77,6 +78,7 @@ class SavedSection(Section):
             RecipeError: The folder describes no autoencoder.
         """
         bundled = Path(str(resources.files("unveil"))) / "assets" / "models" / self.path
+        staging.recover(Path(self.path))
         folder = next((path for path in (Path(self.path), bundled) if path.is_dir()), None)
         if folder is None:
             return None

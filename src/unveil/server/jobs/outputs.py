@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -27,7 +26,8 @@ from unveil.data.image_decoding import alpha_channel, open_image, read_header
 from unveil.errors import DataError, Error
 from unveil.generation.inputs import EXTRA_FILES
 from unveil.generation.video_inputs import decode_video
-from unveil.io.files import explained, staged, sync_file, write_atomically
+from unveil.io import staging
+from unveil.io.files import explained, staged, write_atomically
 from unveil.io.images import make_grid, png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoLimits, VideoReader
@@ -83,8 +83,6 @@ class JobOutputs:
             part.mkdir()
             yield part
             outputs = tuple(sorted(path.name for path in part.iterdir() if path.is_file()))
-            for name in outputs:
-                sync_file(part / name)
             ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)
             ended = ended._replace(outputs=outputs, messages=tuple(messages))
             write_atomically(part / RECORD, json.dumps(ended._asdict(), ensure_ascii=False))
@@ -134,18 +132,12 @@ class JobOutputs:
 
     def remove(self, id: str) -> None:
         """Delete the outputs of a job."""
-        shutil.rmtree(self.folder_of(id), ignore_errors=True)
-
-    def parts(self) -> list[Path]:
-        """List temporary folders, those in use and those left by dead workers."""
-        return list(self.folder.glob(".*.part")) if self.folder.is_dir() else []
+        with suppress(OSError):
+            staging.discard(self.folder_of(id))
 
     def sweep(self) -> int:
         """Delete temporary folders and return their number; call only while no worker runs."""
-        stale = self.parts()
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
+        return len(staging.sweep(self.folder, exclusive=True))
 
 
 def write_result(folder: Path, facts: Mapping[str, Any]) -> None:

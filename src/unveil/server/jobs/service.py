@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unveil.errors import OutOfResources, OutputError
+from unveil.io import staging
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.folder_lock import folder_lock
 from unveil.server.jobs.job_table import ENDED, Job, QueueLimits
@@ -180,12 +180,9 @@ class Service:
                 if job.state in ENDED and job.ended is not None and job.ended < limit:
                     self.delete(job.id)
         # listed before the jobs: each belongs to a job that was started by then
-        logs, parts = list((self.queue.folder / LOGS).glob("*.txt")), self.results.parts()
+        logs = list((self.queue.folder / LOGS).glob("*.txt"))
         jobs = self.queue.jobs()
-        running = {job.id for job in jobs if job.state == "running"}
-        for part in parts:
-            if part.name.split(".")[1] not in running:
-                shutil.rmtree(part, ignore_errors=True)
+        staging.sweep(self.results.folder)
         self.owners.sweep(jobs, RETENTION_S)
         ids = {job.id for job in jobs}
         for path in logs:

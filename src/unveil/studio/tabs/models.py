@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from unveil.checkpoints import registry
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
-from unveil.io.files import read_header, staged, sync_file
+from unveil.io.files import read_header, staged
 from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
 from unveil.server.jobs.job_table import Job
@@ -140,7 +140,6 @@ class ModelsTab(Tab):
         what = self._file_type(Path(path), subfolder)
         with staged(place) as part:
             shutil.copyfile(path, part)
-            sync_file(part)
         message = Markup('<p role="status">{}</p>').format(
             job_html.safe_text(self.tr("{name} was imported: {what}.", name=place.name, what=what))
         )
