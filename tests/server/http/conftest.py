@@ -22,8 +22,9 @@ import uvicorn
 
 from unveil.io.images import png
 from unveil.server.http.api import BUDGET, ExtendApp, api
+from unveil.server.http.connection import IdleTimeoutProtocol
 from unveil.server.http.middleware import App, SecurityPolicy
-from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
+from unveil.server.http.server import bind_socket
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.job_types import job_handlers

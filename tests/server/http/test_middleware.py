@@ -282,7 +282,7 @@ def test_many_requests_on_one_connection_do_not_wait_for_each_other(begin: Begin
 
 
 def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    monkeypatch.setattr("unveil.server.http.connection.PATIENCE_S", 0.5)
     server = begin()
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(b"GET /health HTTP/1.1\r\nhost: ")
@@ -301,7 +301,7 @@ def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pyte
 )  # fmt: skip
 def test_a_connection_that_was_answered_once_is_not_held_for_ever(begin: Begin, monkeypatch, first: bytes, rest: bytes):
     """By a second head, or by a body that nobody reads, a byte now and then."""
-    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    monkeypatch.setattr("unveil.server.http.connection.PATIENCE_S", 0.5)
     with socket.create_connection(("127.0.0.1", begin().port), timeout=10) as line:
         line.sendall(first)
         while not line.recv(4096).endswith(b"}"):

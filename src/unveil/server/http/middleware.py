@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from unveil.errors import DataError, RecipeError
+from unveil.server.http.connection import check_head
 from unveil.server.http.errors import HttpProblem
 from unveil.server.jobs.outputs import MAX_BYTES
 from unveil.server.jobs.service import Service
@@ -178,8 +179,9 @@ class SecurityMiddleware:
                 message["headers"] = [*message.get("headers", ()), *more, (b"x-request-id", name.encode())]
             await send(message)
 
-        scope["scheme"] = _scheme(scope)
         try:
+            check_head(scope["headers"], (scope.get("raw_path") or b"") + scope.get("query_string", b""))
+            scope["scheme"] = _scheme(scope)
             self._admit(scope)
             await self._app(scope, await self._checked(scope, receive), answer)
         except HttpProblem as problem:
@@ -203,7 +205,12 @@ class SecurityMiddleware:
         owner = self._rules.key_name(key.strip() if scheme.lower() == "bearer" else None)
         if owner is None and scope["path"] not in OPEN:
             raise HttpProblem(401, "an API key is required: Authorization: Bearer KEY", "invalid_api_key")
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+        if owner is None and has_body:  # nothing of a client without a key is parsed
+            raise HttpProblem(413, f"{scope['path']} takes no body", "too_large")
         scope.setdefault("state", {})["owner"] = owner or ""
+        # nothing behind this reads cookies, and parsing them takes a time that is quadratic in their length
+        scope["headers"] = [header for header in scope["headers"] if header[0].lower() != b"cookie"]
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """Check the body, and return the function from which the application reads it.

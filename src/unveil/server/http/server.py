@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
+from unveil.server.http.connection import IdleTimeoutProtocol
 from unveil.server.http.middleware import LOOPBACK, App, SecurityPolicy, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"
-PATIENCE_S = 30.0  # time until the head of a request must be complete
 CONNECTIONS = 512
 
 
@@ -77,48 +75,6 @@ class ServerOptions:
         named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
         hosts, large = None if keys and not self.names else frozenset(named), frozenset(() if keys else self.large)
         return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large)
-
-
-class IdleTimeoutProtocol(H11Protocol):
-    """HTTP protocol that closes connections on which no complete request head arrives in time."""
-
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the timeout."""
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Stop the timeout once a request head is complete."""
-        super().data_received(data)
-        self._wait()
-
-    def on_response_complete(self) -> None:
-        """Restart the timeout, for the next head or for the rest of an unread body."""
-        super().on_response_complete()
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeout."""
-        self._wait_no_longer()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle  # the last request
-        if cycle is not None and not cycle.response_complete:
-            self._wait_no_longer()
-        elif self._patience is None:  # it covers the whole head, however slowly its bytes arrive
-            self._patience = self.loop.call_later(PATIENCE_S, self._late)
-
-    def _wait_no_longer(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _late(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
 
 
 def serve(

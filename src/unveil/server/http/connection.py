@@ -1,0 +1,159 @@
+"""HTTP connections: bounded heads, a time limit for each head, and bodies that are parsed in small parts.
+
+The heads are checked before they are parsed, since a request has no key until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
+
+from unveil.server.http.errors import HttpProblem
+
+PATIENCE_S = 30.0  # time until the head of a request must be complete
+MAX_HEAD = 16 << 10  # bytes of the request line and the headers
+MAX_HEADERS = 100
+MAX_EVENTS = 64  # parts of a body that are parsed before other connections have their turn
+_HEAD_END = re.compile(rb"\n\r?\n")
+
+
+def check_head(headers: Iterable[tuple[bytes, bytes]], target: bytes = b"") -> None:
+    """Check the size of a parsed head.
+
+    Raises:
+        HttpProblem: 431, it is larger than MAX_HEAD bytes, or has more than MAX_HEADERS headers.
+    """
+    sizes = [len(name) + len(value) for name, value in headers]
+    if len(sizes) > MAX_HEADERS or sum(sizes) + len(target) > MAX_HEAD:
+        raise _too_large()
+
+
+def _too_large() -> HttpProblem:
+    """Build the error of a head that is too large."""
+    message = f"the head of the request is larger than {MAX_HEAD} bytes, or has more than {MAX_HEADERS} headers"
+    return HttpProblem(431, message, "head_too_large")
+
+
+class BoundedConnection(h11.Connection):
+    """Parser that refuses large heads before it parses them, and pauses before a body and within one of many parts.
+
+    Attributes:
+        refusal: Why a head was refused; None: it was not.
+        events_left: Number of parts of a body until it pauses.
+    """
+
+    refusal: HttpProblem | None = None
+    events_left = MAX_EVENTS
+
+    def next_event(self) -> Any:
+        """Return the next event; NEED_DATA also once no events are left.
+
+        Raises:
+            RemoteProtocolError: The head is too large, or the request is malformed.
+        """
+        if self.their_state is h11.IDLE and _is_large(self.trailing_data[0]):
+            self.refusal = _too_large()
+            raise h11.RemoteProtocolError(str(self.refusal), error_status_hint=self.refusal.status)
+        if self.events_left <= 0:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self.events_left -= 1
+        elif isinstance(event, h11.Request) and self.trailing_data[0]:
+            self.events_left = 0  # the application sees the head first, and may refuse the request
+        return event
+
+
+def _is_large(received: bytes) -> bool:
+    """Return True if a head, complete or not, is larger than allowed."""
+    end = _HEAD_END.search(received, 0, MAX_HEAD)
+    if end is None:
+        return len(received) >= MAX_HEAD or received.count(b"\n") > MAX_HEADERS + 1
+    return received.count(b"\n", 0, end.end()) > MAX_HEADERS + 2  # with the request line and the empty line
+
+
+class IdleTimeoutProtocol(H11Protocol):
+    """HTTP protocol with bounded heads, which closes connections on which no complete head arrives in time."""
+
+    conn: BoundedConnection
+    _patience: asyncio.TimerHandle | None = None
+    _paused = False  # parts of a body are left to parse
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = BoundedConnection(h11.SERVER, MAX_HEAD)
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the timeout."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the timeout once a request head is complete."""
+        super().data_received(data)
+        if self._paused:  # the application, which has read a part of the body, has resumed reading
+            self.transport.pause_reading()
+        self._wait()
+
+    def handle_events(self) -> None:
+        """Handle what has arrived, up to MAX_EVENTS parts of a body; the rest follows after other connections."""
+        self.conn.events_left = MAX_EVENTS
+        super().handle_events()
+        if self.conn.events_left <= 0 and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        if not self.transport.is_closing():
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+            self.handle_events()
+            self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a malformed request and close the connection; after the start of a response, only close it."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        problem = self.conn.refusal or HttpProblem(400, msg, "bad_request")
+        body = json.dumps(problem.as_json()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        phrase = STATUS_PHRASES[problem.status]
+        start = h11.Response(status_code=problem.status, headers=headers, reason=phrase)
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Restart the timeout, for the next head or for the rest of an unread body."""
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timeout."""
+        self._wait_no_longer()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle  # the last request
+        if cycle is not None and not cycle.response_complete:
+            self._wait_no_longer()
+        elif self._patience is None:  # it covers the whole head, however slowly its bytes arrive
+            self._patience = self.loop.call_later(PATIENCE_S, self._late)
+
+    def _wait_no_longer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _late(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
