@@ -7,7 +7,7 @@ import hmac
 import io
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -16,7 +16,16 @@ from python_multipart.exceptions import FormParserError
 
 from unveil.server.http.connection import MAX_HEAD
 from unveil.server.http.errors import HttpProblem
-from unveil.server.http.middleware import App, LimitedBody, Message, Receive, Scope, SecurityPolicy, Send
+from unveil.server.http.middleware import (
+    MAX_KIND,
+    App,
+    LimitedBody,
+    Message,
+    Receive,
+    Scope,
+    SecurityPolicy,
+    Send,
+)
 from unveil.studio.i18n import LANGUAGES, Language, Translator
 
 LOGIN_PATH = "/login"
@@ -51,12 +60,8 @@ class LoginMiddleware:
         key = self._key_of_session(cookies)
         if scope["path"] == LOGIN_PATH and scope["method"] == "POST":
             try:
-                if "transfer-encoding" in headers:  # browsers send the length of a form
-                    raise HttpProblem(411, "a login form needs a content-length", "bad_request")
-                key = await _submitted_key(
-                    headers.get("content-type", ""), LimitedBody(receive, MAX_FORM_BYTES, self._rules.seconds)
-                )
-            except HttpProblem:  # too slow, too large or in chunks: the empty key is refused by the security middleware
+                key = await _submitted_key(headers, LimitedBody(receive, MAX_FORM_BYTES, self._rules.seconds))
+            except HttpProblem:  # too slow or too large: the empty key is refused by the security middleware
                 key = ""
             receive = _nothing
             hidden = (b"content-type", b"content-length", b"transfer-encoding")
@@ -150,8 +155,11 @@ def cookie_of(key: str, *, secure: bool) -> str:
     return f"{COOKIE}={session}; Path=/; Max-Age={KEPT_S}; HttpOnly; SameSite=Strict" + ("; Secure" if secure else "")
 
 
-async def _submitted_key(kind: str, receive: Receive) -> str:
-    """Return the key of a submitted form; empty if it is missing or the form is too large."""
+async def _submitted_key(headers: Mapping[str, str], receive: Receive) -> str:
+    """Return the key of a submitted form; empty if it is missing, or the form is too large or in chunks."""
+    kind = headers.get("content-type", "")
+    if "transfer-encoding" in headers or len(kind) > MAX_KIND:  # browsers send the length of a form
+        return ""
     body = bytearray()
     while len(body) <= MAX_FORM_BYTES:
         message = await receive()

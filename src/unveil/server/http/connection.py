@@ -55,7 +55,7 @@ class BoundedConnection(h11.Connection):
         """Return the next event; NEED_DATA also once no events are left.
 
         Raises:
-            RemoteProtocolError: The head is too large, or the request is malformed.
+            h11.RemoteProtocolError: The head is too large, or the request is malformed.
         """
         if self.their_state is h11.IDLE and _is_large(self.trailing_data[0]):
             self.refusal = _too_large()
@@ -131,6 +131,9 @@ class IdleTimeoutProtocol(H11Protocol):
         for event in (start, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:  # its response would be a second one
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """Restart the timeout, for the next head or for the rest of an unread body."""

@@ -139,6 +139,7 @@ OnRequestEnd = Callable[[Scope, int, float], None]
 
 OPEN = ("/health",)  # routes without a key
 JSON, FORM = "application/json", "multipart/form-data"
+MAX_KIND = 256  # characters of a Content-Type, whose boundary has at most 70 (RFC 2046 5.1.1)
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -226,7 +227,7 @@ class SecurityMiddleware:
         has_body = int(length[:12]) > 0 or "transfer-encoding" in headers
         if not has_body:
             return receive
-        if kind not in (JSON, FORM):
+        if kind not in (JSON, FORM) or len(headers["content-type"]) > MAX_KIND:
             raise HttpProblem(415, f"the body must be {JSON} or {FORM}", "unsupported_media_type")
         if "content-encoding" in headers:
             raise HttpProblem(415, "a content-encoding of the body is not supported", "unsupported_media_type")
