@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import h11
 import pytest
 
 from tests.server.http.conftest import Server, server
+from tests.server.http.test_middleware import form
 from unveil.server.http.connection import MAX_EVENTS, BoundedConnection
+from unveil.server.http.middleware import App, Receive, Scope, SecurityPolicy, Send
 
 POST = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 CHUNKED = f"{POST}transfer-encoding: chunked\r\n\r\n".encode()
@@ -22,7 +27,7 @@ RING = b'{"prompt": "a ring", "seed": 7}'
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server(tmp_path_factory.mktemp("service")) as started:
+    with server(tmp_path_factory.mktemp("service"), before=Threaded) as started:
         yield started
 
 
@@ -108,3 +113,92 @@ def test_a_malformed_request_is_refused_without_a_traceback(
         assert running.ask("GET", "/health").status == 200
     assert statuses(received) == expected
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+
+
+# -- bodies that are small and take long --------------------------------------------------------------------------
+
+
+class Threaded:
+    """Notes the thread of the event loop."""
+
+    loop: ClassVar[int] = 0
+
+    def __init__(self, app: App, rules: SecurityPolicy) -> None:
+        del rules
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        Threaded.loop = threading.get_ident()
+        await self.app(scope, receive, send)
+
+
+LISTS = {"keyframes": [{}] * 2400, "lora": [{}] * 2400}
+IMAGES, VIDEOS, JOBS = "/v1/images/generations", "/v1/videos", "/v1/jobs"
+
+
+def form_body(**fields: object) -> tuple[dict[str, str], bytes]:
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+    return form(*((name, "", text.encode()) for name, text in texts.items()))
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="CPU times of threads are read")
+@pytest.mark.parametrize("path", [IMAGES, VIDEOS, JOBS, "/v1/tasks/video-generate", "/v1/videos/edits"])
+def test_a_body_is_validated_outside_of_the_event_loop(running: Server, path: str):
+    """The thread of the loop takes little CPU time; the smallest of several times."""
+    running.ask("GET", "/health")
+    clock, took = time.pthread_getcpuclockid(Threaded.loop), list[float]()
+    values = {"kind": "video-generate", "request": LISTS} if path == JOBS else LISTS
+    while len(took) < 8 and (not took or min(took) > 0.005):
+        begun = time.clock_gettime(clock)
+        assert running.ask("POST", path, values).status in (400, 422)
+        took.append(time.clock_gettime(clock) - begun)
+    assert min(took) < 0.012
+
+
+@pytest.mark.parametrize("path", [IMAGES, VIDEOS, JOBS, "/v1/tasks/sample"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"controls": [' + "{}," * 59_000 + "{}]}",
+        '{"keyframes": [' + "[]," * 59_000 + "[]]}",
+        "{" + ",".join(f'"{number}":1' for number in range(20_000)) + "}",
+        '{"prompt": "a", "seed": [' + "1," * 10_000 + "1]}",
+    ],
+)
+def test_json_of_too_many_entries_is_refused_before_it_is_parsed(running: Server, path: str, text: str):
+    kind = {"content-type": "application/json"}
+    answer = running.ask("POST", path, headers=kind, body=text.encode())
+    assert (answer.status, answer.json["error"]["code"]) == (422, "too_many_entries")
+    headers, body = form_body(lora="1", settings=text[: 64 << 10])
+    if path != JOBS:
+        answer = running.ask("POST", path.replace("generations", "edits"), headers=headers, body=body)
+        assert (answer.status, answer.json["error"]["code"]) == (422, "too_many_entries")
+
+
+def test_a_prompt_may_have_any_number_of_commas(running: Server):
+    answer = running.ask("POST", IMAGES, {"prompt": "a, [b]: {c}, " * 700 + '"' * 500 + ", " * 200, "seed": 1})
+    assert answer.status == 200
+    headers, body = form_body(video=", " * 9000, prompt="a, " * 3000)
+    assert running.ask("POST", VIDEOS, headers=headers, body=body).json["error"]["code"] != "too_many_entries"
+
+
+@pytest.mark.parametrize("fields", [{"lora": "[" * 40 + "]" * 40}, {"lora": '["', "sampling": " " + '{"a":' * 40}])
+def test_a_field_of_a_form_is_not_nested_deeper_than_json(running: Server, fields: dict[str, str]):
+    headers, body = form_body(**fields)
+    answer = running.ask("POST", VIDEOS, headers=headers, body=body)
+    assert (answer.status, answer.json["error"]["code"]) == (422, "too_deep")
+    many = {f"a{number}": [0] * 4000 for number in range(3)}  # together more than one body may have
+    headers, body = form_body(**many)
+    answer = running.ask("POST", VIDEOS, headers=headers, body=body)
+    assert (answer.status, answer.json["error"]["code"]) == (422, "too_many_entries")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_json_is_utf_8(running: Server, encoding: str):
+    """In other encodings brackets have other bytes, which are not counted."""
+    for text in ("[" * 500 + "]" * 500, '{"prompt": "a ring", "seed": 1}'):
+        body = text.encode(encoding)
+        answer = running.ask("POST", IMAGES, headers={"content-type": "application/json"}, body=body)
+        assert (answer.status, answer.json["error"]["message"]) == (422, "JSON must be encoded as UTF-8")
+    body = b"\xef\xbb\xbf" + RING  # a byte-order mark of UTF-8
+    assert running.ask("POST", IMAGES, headers={"content-type": "application/json"}, body=body).status == 200

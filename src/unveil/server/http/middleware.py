@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -30,6 +31,8 @@ from unveil.server.jobs.service import Service
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = 16  # characters of a key
 MIB = 1 << 20
+MAX_DEPTH, MAX_ENTRIES = 32, 10_000  # of JSON
+SMALL = 4096  # bytes of JSON that are checked at once; for more, others do not wait
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class SecurityPolicy:
         body: Maximum bytes of any other body.
         seconds: Time until a request must be complete.
         depth: Maximum nesting of JSON.
+        entries: Maximum number of values in JSON.
         large: Paths that accept uploads of any size and duration; for use on the own machine.
     """
 
@@ -53,7 +57,8 @@ class SecurityPolicy:
     json: int = MIB // 4
     body: int = MAX_BYTES
     seconds: float = 30.0
-    depth: int = 32
+    depth: int = MAX_DEPTH
+    entries: int = MAX_ENTRIES
     large: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -247,9 +252,12 @@ class SecurityMiddleware:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if json_depth(bytes(body), rules.depth) > rules.depth:
-            raise HttpProblem(422, f"JSON is nested deeper than {rules.depth} levels", "too_deep")
-        return _replay({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
+        content = bytes(body)
+        if len(content) <= SMALL:
+            check_json(content, rules.depth, rules.entries)
+        else:
+            await run_in_threadpool(check_json, content, rules.depth, rules.entries)
+        return _replay({"type": "http.request", "body": content, "more_body": False}, receive)
 
 
 class LimitedBody:
@@ -285,6 +293,32 @@ class LimitedBody:
             if self._read > self._most:
                 raise _too_large(self._most)
         return message
+
+
+def check_json(body: bytes, depth: int = MAX_DEPTH, entries: int = MAX_ENTRIES) -> int:
+    """Check the size of JSON before it is parsed; return an upper limit of the number of its entries.
+
+    Args:
+        body: JSON, or any other bytes.
+        depth: Maximum nesting.
+        entries: Maximum number of entries; the names and the values of an object count as one each.
+
+    Raises:
+        HttpProblem: It is not UTF-8, is nested too deeply, or has too many entries.
+    """
+    if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):  # brackets have other bytes there
+        raise HttpProblem(422, "JSON must be encoded as UTF-8", "bad_json")
+    count = _entries(body)
+    if count > entries and (count := _entries(_STRING.sub(b"", body))) > entries:
+        raise HttpProblem(422, f"JSON has {count} entries; the maximum is {entries}", "too_many_entries")
+    if json_depth(body, depth) > depth:
+        raise HttpProblem(422, f"JSON is nested deeper than {depth} levels", "too_deep")
+    return count
+
+
+def _entries(body: bytes) -> int:
+    """Count the separators and the opening brackets, of which JSON has at least as many as entries."""
+    return sum(map(body.count, (b",", b":", b"[", b"{")))
 
 
 def json_depth(body: bytes, limit: int) -> int:
