@@ -21,6 +21,7 @@ from unveil.server.http.middleware import App, Receive, Scope, SecurityPolicy, S
 POST = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 CHUNKED = f"{POST}transfer-encoding: chunked\r\n\r\n".encode()
 GET = b"GET /v1/jobs HTTP/1.1\r\nhost: localhost\r\n"
+IMAGES, VIDEOS, JOBS = "/v1/images/generations", "/v1/videos", "/v1/jobs"
 FORM = b"content-type: multipart/form-data; boundary=x\r\n"
 RING = b'{"prompt": "a ring", "seed": 7}'
 
@@ -115,6 +116,19 @@ def test_a_malformed_request_is_refused_without_a_traceback(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
 
 
+@pytest.mark.parametrize("path", [IMAGES, JOBS, "/health"])
+def test_a_connection_is_closed_where_the_length_of_a_body_is_ambiguous(running: Server, path: str):
+    """The second request would be one that a proxy takes for a part of the first."""
+    start = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
+    chunked, length = b"transfer-encoding: chunked\r\n", b"content-length: 5\r\n"
+    for headers in (chunked + length, length + chunked, length + b"Transfer-Encoding: Chunked\r\n"):
+        received = answers(running, start + headers + b"\r\n0\r\n\r\n" + GET + b"\r\n")
+        assert statuses(received) == [400], headers
+        assert b"connection: close" in received.lower()
+    old = start.replace(b"HTTP/1.1", b"HTTP/1.0") + chunked + b"connection: keep-alive\r\n\r\n0\r\n\r\n"
+    assert statuses(answers(running, old + GET + b"\r\n")) == [400]
+
+
 # -- bodies that are small and take long --------------------------------------------------------------------------
 
 
@@ -133,7 +147,6 @@ class Threaded:
 
 
 LISTS = {"keyframes": [{}] * 2400, "lora": [{}] * 2400}
-IMAGES, VIDEOS, JOBS = "/v1/images/generations", "/v1/videos", "/v1/jobs"
 
 
 def form_body(**fields: object) -> tuple[dict[str, str], bytes]:

@@ -134,8 +134,13 @@ def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]"]
-)
+    "host",
+    [
+        "evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]", "127.0.0.1:80:90",
+        "127.0.0.1:", "127.0.0.1:a", "127.0.0.1:80/", "127.0.0.1/", "a@127.0.0.1", "[::1]:9:9", "[::1]a", "[::1",
+        "127.0.0.1:800000", ":80", "127.0.0.1, 127.0.0.1", "localhost localhost", "http://localhost",
+    ],
+)  # fmt: skip
 def test_a_foreign_host_name_is_refused(begin: Begin, host: str):
     server = begin()
     assert server.ask("GET", "/v1/jobs", headers={"host": host}).status == 403
@@ -179,6 +184,11 @@ def test_a_link_from_another_page_is_followed_and_nothing_else_of_it_is(begin: B
     for method, path in (("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{id}/cancel"), ("DELETE", f"/v1/jobs/{id}")):
         assert server.ask(method, path, headers=LINK).status == 403, (method, path)
     server.until(id, "completed")
+
+
+def test_a_malformed_host_is_refused_where_any_host_is_allowed(keyed: Server):
+    for host, status in (("unveil.example.org:80", 200), ("a.b:80:90", 403), ("a/b", 403), ("a@b", 403), ("a b", 403)):
+        assert keyed.ask("GET", "/v1/jobs", headers={"host": host}, key=KEY).status == status, host
 
 
 # -- bodies -------------------------------------------------------------------------------------------------------

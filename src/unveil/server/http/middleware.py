@@ -32,6 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = 16  # characters of a key
 MIB = 1 << 20
 MAX_DEPTH, MAX_ENTRIES = 32, 10_000  # of JSON
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(?::[0-9]{1,5})?")
 SMALL = 4096  # bytes of JSON that are checked at once; for more, others do not wait
 
 
@@ -81,8 +82,9 @@ class SecurityPolicy:
         return match if candidate else None
 
     def is_host(self, host: str) -> bool:
-        """Return True if a Host header is allowed."""
-        return self.hosts is None or _without_port(host.lower()) in self.hosts
+        """Return True if a Host header is allowed: a name or an address, and perhaps a port."""
+        match = _HOST.fullmatch(host.lower())
+        return match is not None and (self.hosts is None or match[1] in self.hosts)
 
     def is_origin(self, origin: str, host: str) -> bool:
         """Return True if a page of this origin may send requests to this host."""
@@ -126,12 +128,6 @@ def read_keys(file: Path) -> dict[str, str]:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()
-
-
-def _without_port(host: str) -> str:
-    end = host.rfind("]") if host.startswith("[") else -1
-    colon = host.find(":", end + 1)
-    return host if colon < 0 else host[:colon]
 
 
 Scope = MutableMapping[str, Any]
@@ -200,6 +196,9 @@ class SecurityMiddleware:
     def _admit(self, scope: Scope) -> None:
         """Raise HttpProblem if the policy does not allow the request."""
         headers = _headers(scope)
+        if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):
+            # a proxy may see another end of this request; the connection is closed (RFC 9112 6.1 and 6.3)
+            raise HttpProblem(400, "transfer-encoding with content-length, or in HTTP/1.0, is refused", "bad_request")
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._rules.is_host(host):
             raise HttpProblem(403, "the Host header is not an allowed host of this server", "wrong_host")
