@@ -33,6 +33,9 @@ class Serve(Task):
         LocalFile | None,
         info("File of API keys, NAME KEY per line; or set UNVEIL_SERVER_KEY.", metavar="FILE"),
     ] = None
+    shared_api_keys: Annotated[
+        bool, info("Accept a file of API keys that other users can read, such as a mounted secret of a container.")
+    ] = False
     allowed_hosts: Annotated[
         Names,
         info("Host name by which the server is called; repeat for several.", flags=["--allowed-host"]),
@@ -70,7 +73,7 @@ class Serve(Task):
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
             Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
-            self.max_job_cost,
+            self.max_job_cost, shared_keys=self.shared_api_keys,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

@@ -91,6 +91,7 @@ def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(key: str):
 
 def test_keys_are_read_from_a_file(tmp_path: Path):
     file = tmp_path / "keys"
+    file.touch(0o600)
     file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
     assert read_keys(file) == {"me": KEY, "key 4": OTHER}
     for text, message in (
@@ -103,6 +104,24 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
             read_keys(file)
     with pytest.raises(DataError, match="No such file"):
         read_keys(tmp_path / "none")
+
+
+def test_a_file_of_keys_that_others_can_read_is_refused(tmp_path: Path):
+    """An option accepts it, as the mounted secrets of containers; others may never write it."""
+    file = tmp_path / "keys"
+    file.write_text(f"me {KEY}\n")
+    for mode, plain, shared in (
+        (0o600, "", ""), (0o400, "", ""), (0o444, "can read", ""), (0o640, "can read", ""), (0o604, "can read", ""),
+        (0o620, "can write", "can write"), (0o666, "can write", "can write"),
+    ):  # fmt: skip
+        file.chmod(mode)
+        for option, message in ((False, plain), (True, shared)):
+            options = ServerOptions(tmp_path, keys=file, shared_keys=option)
+            if message:
+                with pytest.raises(RecipeError, match=rf"keys: other users {message} it \(mode {mode:04o}\); run chmod"):
+                    options.load_keys({})
+            else:
+                assert options.load_keys({}) == {"me": KEY}, oct(mode)
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------

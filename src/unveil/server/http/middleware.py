@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import time
@@ -100,17 +101,30 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_keys(file: Path) -> dict[str, str]:
+def read_keys(file: Path, *, shared: bool = False) -> dict[str, str]:
     """Read a file of keys, one NAME KEY or KEY per line; empty lines and lines that begin with # are ignored.
+
+    Args:
+        file: File that only its owner can read.
+        shared: Other users may read it as well, such as a mounted secret of a container.
 
     Raises:
         DataError: It cannot be read.
-        RecipeError: A name is repeated, or the file contains no key.
+        RecipeError: Other users can read or write it, a name is repeated, or the file contains no key.
     """
     try:
-        lines = [line.split() for line in file.read_text("utf-8").splitlines()]
+        with file.open(encoding="utf-8") as opened:
+            mode = os.fstat(opened.fileno()).st_mode & 0o777
+            lines = [line.split() for line in opened.read().splitlines()]
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{file}: {getattr(problem, 'strerror', None) or 'is not text'}") from problem
+    if mode & 0o022:
+        raise RecipeError(f"{file}: other users can write it (mode {mode:04o}); run chmod 600 {file}")
+    if mode & 0o044 and not shared:
+        raise RecipeError(
+            f"{file}: other users can read it (mode {mode:04o}); run chmod 600 {file}, or pass --shared-api-keys for a "
+            "mounted secret of a container"
+        )
     keys: dict[str, str] = {}
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#"):

@@ -32,6 +32,7 @@ class ServerOptions:
         folder: State folder, with jobs and their outputs.
         host, port: Address to listen on; port 0 is a free one.
         keys: File of API keys.
+        shared_keys: Other users may read this file.
         names: Additional allowed hosts.
         origins: Allowed origins of other pages.
         devices: Devices, with one worker each.
@@ -52,14 +53,15 @@ class ServerOptions:
     each: int = 8
     budget: float = BUDGET
     large: Sequence[str] = ()
+    shared_keys: bool = False
 
     def load_keys(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Read the keys from the file or the environment.
 
         Raises:
-            RecipeError: No key is set, although other machines can reach the address.
+            RecipeError: No key is set, although other machines can reach the address; or other users can read the file.
         """
-        keys = read_keys(self.keys) if self.keys is not None else {}
+        keys = read_keys(self.keys, shared=self.shared_keys) if self.keys is not None else {}
         if not keys and (key := variables.get(VARIABLE)):
             keys = {"key": key}
         if not keys and not is_loopback(self.host):

@@ -15,6 +15,7 @@ from unveil.server.jobs.process_job import ProcessJob
 from unveil.server.jobs.task_job import (
     ModelCache,
     TaskJob,
+    check_recipe,
     check_references,
     is_task,
     parse_request,
@@ -55,6 +56,7 @@ def job_cost(
             if former in request:
                 raise RecipeError(f"request: {former}: here it is {name}")
     task = parse_request(kind, request)
+    check_recipe(task)
     check_references(task, catalog, inputs)
     cost = task_cost(task, _model_info(task, catalog), inputs)
     if budget is not None and cost > budget:

@@ -19,7 +19,7 @@ from typing import Any
 
 from unveil.errors import OutOfResources, OutputError
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.folder_lock import folder_lock
+from unveil.server.jobs.folder_lock import folder_lock, private_files
 from unveil.server.jobs.job_table import Job, QueueLimits
 from unveil.server.jobs.outputs import FOLDER, LOG, JobOutputs, UploadStore, names_in
 from unveil.server.jobs.queue import Queue
@@ -123,7 +123,7 @@ class Service:
 def serving(
     folder: Path, address: str, devices: Sequence[str] = ("auto",), limits: QueueLimits | None = None
 ) -> Iterator[Service]:
-    """Run the service of a state folder for the duration of the block.
+    """Run the service of a state folder for the duration of the block; its files are private to this user.
 
     Args:
         folder: State folder; created if missing.
@@ -135,7 +135,7 @@ def serving(
         OutputError: Another server uses the folder, or it cannot be written.
         RecipeError: A later version wrote the database.
     """
-    with folder_lock(folder, address):
+    with folder_lock(folder, address), private_files(folder):
         queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
         results.sweep()
         inputs = UploadStore(folder / FOLDER)
