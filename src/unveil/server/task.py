@@ -57,6 +57,20 @@ class Serve(Task):
     max_queued: Annotated[int, info("Maximum number of queued jobs.", ge=1)] = 32
     max_jobs_per_key: Annotated[int, info("Maximum number of queued and running jobs of one API key.", ge=1)] = 8
     max_job_cost: Annotated[float, info("Maximum cost of a job, in megapixels of network evaluations.", ge=0)] = 5000.0
+    max_job_minutes: Annotated[
+        float, info("Maximum duration of a job, after which it is stopped and fails; 0 is unlimited.", unit="min", ge=0)
+    ] = 1440.0
+    max_connections: Annotated[int, info("Maximum number of open connections.", ge=1)] = 512
+    max_connections_per_address: Annotated[
+        int, info("Maximum number of open connections of one address, except those of a trusted proxy.", ge=1)
+    ] = 64
+    trusted_proxies: Annotated[
+        Names,
+        info(
+            "Address or network of a reverse proxy on another machine, such as 10.0.0.5; repeat for several.",
+            flags=["--trusted-proxy"],
+        ),
+    ] = ()
 
     def run(self, context: TaskContext) -> TaskResult:
         """Serve until interrupted.
@@ -70,10 +84,14 @@ class Serve(Task):
 
         command = f"unveil {self.name}"
         server = import_extra(self.module, command, self.extra)
+        limits = import_extra("unveil.server.http.connection", command, self.extra).ConnectionLimits(
+            self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies)
+        )
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
             Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
-            self.max_job_cost, shared_keys=self.shared_api_keys,
+            self.max_job_cost, shared_keys=self.shared_api_keys, connections=limits,
+            job_minutes=self.max_job_minutes,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

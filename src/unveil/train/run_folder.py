@@ -77,9 +77,7 @@ class RunFolder:
         except OSError as problem:
             holder = lock_holder(self._lock)
             self.close()
-            raise OutputError(
-                f"{path}: {holder} trains in this folder; wait for it, or choose another"
-            ) from problem
+            raise OutputError(f"{path}: {holder} trains in this folder; wait for it, or choose another") from problem
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )

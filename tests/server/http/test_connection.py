@@ -8,14 +8,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import ClassVar
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, cast
 
 import h11
 import pytest
 
-from tests.server.http.conftest import Server, server
+from tests.server.http.conftest import KEY, Server, server
 from tests.server.http.test_middleware import form
-from unveil.server.http.connection import MAX_EVENTS, BoundedConnection
+from unveil.errors import RecipeError
+from unveil.server.http.connection import MAX_EVENTS, BoundedConnection, ConnectionLimits, ConnectionPool
 from unveil.server.http.middleware import App, Receive, Scope, SecurityPolicy, Send
 
 POST = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -215,3 +219,105 @@ def test_json_is_utf_8(running: Server, encoding: str):
         assert (answer.status, answer.json["error"]["message"]) == (422, "JSON must be encoded as UTF-8")
     body = b"\xef\xbb\xbf" + RING  # a byte-order mark of UTF-8
     assert running.ask("POST", IMAGES, headers={"content-type": "application/json"}, body=body).status == 200
+
+
+# -- limits of connections ----------------------------------------------------------------------------------------
+
+KEYED = SecurityPolicy({"me": KEY})
+HALF = b"GET /health HTTP/1.1\r\nhost: local"
+
+
+def test_half_open_requests_of_one_client_keep_no_other_out(tmp_path: Path):
+    """More of them than connections are allowed; each further connection takes the place of the oldest."""
+    with (
+        server(tmp_path / "service", KEYED, connections=ConnectionLimits(total=20)) as started,
+        ExitStack() as stack,
+    ):
+        slow = HTTPConnection("127.0.0.1", started.port, timeout=10)  # an admitted request, which is not complete
+        slow.request("POST", JOBS, headers={"authorization": f"Bearer {KEY}", "content-type": "application/json",
+                                            "content-length": "2"})  # fmt: skip
+        lines = list[socket.socket]()
+        for number in range(50):
+            line = stack.enter_context(socket.create_connection(("127.0.0.1", started.port), timeout=10))
+            line.sendall((HALF, POST.encode()[:-10], b"", CHUNKED)[number % 4])
+            lines.append(line)
+        assert started.ask("GET", "/health").status == 200
+        assert started.ask("GET", JOBS, key=KEY).status == 200
+        assert lines[0].recv(1) == b""  # the oldest was closed
+        slow.send(b"{}")
+        assert slow.getresponse().status == 422
+        slow.close()
+
+
+def test_no_connection_of_an_admitted_request_is_closed_for_another(tmp_path: Path):
+    with server(tmp_path / "service", KEYED, connections=ConnectionLimits(total=3)) as started, ExitStack() as stack:
+        head = CHUNKED.replace(b"\r\n\r\n", f"\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
+        lines = [socket.create_connection(("127.0.0.1", started.port), timeout=10) for _ in range(3)]
+        for line in lines:
+            stack.enter_context(line)
+            line.sendall(head)
+        time.sleep(0.2)
+        with pytest.raises(OSError, match=r".*"):
+            started.ask("GET", "/health")
+        for line in lines:
+            line.sendall(in_chunks(RING, 10))
+            assert line.recv(100).startswith(b"HTTP/1.1 200")
+        assert started.ask("GET", "/health").status == 200
+
+
+class Connection(NamedTuple):
+    """A connection of a pool, which may wait."""
+
+    number: int
+    is_waiting: bool
+    closed: list[int]
+
+    @property
+    def transport(self) -> Any:
+        return self
+
+    def abort(self) -> None:
+        self.closed.append(self.number)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+def added(limits: ConnectionLimits, *connections: tuple[str, bool]) -> tuple[list[bool], list[int]]:
+    """Add connections of an address that wait or not; return which are accepted, and which are closed for others."""
+    pool, closed = ConnectionPool(limits), list[int]()
+    accepted = [
+        pool.add(cast(Any, Connection(number, waits, closed)), address)
+        for number, (address, waits) in enumerate(connections)
+    ]
+    return accepted, closed
+
+
+@pytest.mark.parametrize(
+    ("addresses", "limit"),
+    [
+        (["192.0.2.1"] * 5, 2),
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::ffff", "2001:db8:0:0:1::"], 2),  # one network
+    ],
+)
+def test_an_address_has_a_limited_number_of_connections(addresses: list[str], limit: int):
+    limits = ConnectionLimits(total=100, each=limit)
+    assert added(limits, *((address, True) for address in addresses)) == ([True] * 5, [0, 1, 2])
+    assert added(limits, *((address, False) for address in addresses)) == ([True, True, False, False, False], [])
+    others = [f"192.0.2.{number}" for number in range(10)] + [f"2001:db8:{number}::1" for number in range(10)]
+    assert added(limits, *((address, False) for address in others)) == ([True] * 20, [])
+    trusted = ConnectionLimits(total=100, each=limit, proxies=("192.0.2.0/24", "2001:db8::/32"))
+    for proxy in (*addresses, "127.0.0.1", "::1"):
+        assert added(trusted, *[(proxy, False)] * 5) == ([True] * 5, [])
+
+
+def test_the_address_with_most_connections_gives_way():
+    flood, others = [("192.0.2.1", True)] * 6, [("192.0.2.2", True), ("192.0.2.3", False)]
+    limits = ConnectionLimits(total=8, each=7)
+    assert added(limits, *others, *flood, ("192.0.2.4", True), ("192.0.2.5", True)) == ([True] * 10, [2, 3])
+
+
+@pytest.mark.parametrize("proxy", ["", "example.org", "10.0.0.0/40", "1.2.3"])
+def test_a_proxy_is_an_address_or_a_network(proxy: str):
+    with pytest.raises(RecipeError, match="must be an address or a network"):
+        ConnectionLimits(proxies=(proxy,))

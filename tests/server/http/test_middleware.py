@@ -19,6 +19,7 @@ from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited
 from unveil.errors import DataError, OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.io.images import png
+from unveil.server.http.connection import ConnectionLimits
 from unveil.server.http.middleware import (
     Receive,
     Scope,
@@ -118,7 +119,9 @@ def test_a_file_of_keys_that_others_can_read_is_refused(tmp_path: Path):
         for option, message in ((False, plain), (True, shared)):
             options = ServerOptions(tmp_path, keys=file, shared_keys=option)
             if message:
-                with pytest.raises(RecipeError, match=rf"keys: other users {message} it \(mode {mode:04o}\); run chmod"):
+                with pytest.raises(
+                    RecipeError, match=rf"keys: other users {message} it \(mode {mode:04o}\); run chmod"
+                ):
                     options.load_keys({})
             else:
                 assert options.load_keys({}) == {"me": KEY}, oct(mode)
@@ -275,18 +278,20 @@ def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
         (("127.0.0.1", 1), b"gopher", "http"),
         (("127.0.0.1", 1), None, "http"),
         (("10.0.0.7", 1), b"https", "http"),
+        (("10.1.0.7", 1), b"https", "https"),
         (None, b"https", "http"),
     ],
 )
-def test_a_proxy_on_the_same_machine_forwards_the_scheme(client, forwarded: bytes | None, scheme: str):
+def test_a_proxy_on_the_same_machine_or_a_trusted_one_forwards_the_scheme(client, forwarded: bytes | None, scheme: str):
     found: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found.append(scope["scheme"])
 
+    rules = SecurityPolicy(proxies=ConnectionLimits(proxies=("10.1.0.0/16",)))
     headers = [(b"host", b"localhost")] + ([] if forwarded is None else [(b"x-forwarded-proto", forwarded)])
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
-    waited_for(SecurityMiddleware(app, SecurityPolicy(), lambda *seen: None)(scope, None, None))
+    waited_for(SecurityMiddleware(app, rules, lambda *seen: None)(scope, None, None))
     assert found == [scheme]
 
 

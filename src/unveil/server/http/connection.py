@@ -6,14 +6,18 @@ The heads are checked before they are parsed, since a request has no key until t
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
+from unveil.errors import RecipeError
 from unveil.server.http.errors import HttpProblem
 
 PATIENCE_S = 30.0  # time until the head of a request must be complete
@@ -38,6 +42,102 @@ def _too_large() -> HttpProblem:
     """Build the error of a head that is too large."""
     message = f"the head of the request is larger than {MAX_HEAD} bytes, or has more than {MAX_HEADERS} headers"
     return HttpProblem(431, message, "head_too_large")
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of open connections.
+
+    Attributes:
+        total: Maximum number of connections.
+        each: Maximum number of connections of one address; of IPv6, an address is a network of 64 bits.
+        proxies: Addresses or networks of proxies on other machines, whose connections are those of many clients.
+    """
+
+    total: int = 512
+    each: int = 64
+    proxies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for an impossible limit or address."""
+        if min(self.total, self.each) < 1:
+            raise RecipeError(f"connections: at most {self.total}, {self.each} of one address; must be at least 1")
+        for proxy in self.proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise RecipeError(
+                    f"--trusted-proxy {proxy}: must be an address or a network, such as 10.0.0.0/8"
+                ) from None
+
+    def is_proxy(self, address: str) -> bool:
+        """Return True for an address of this machine or of a trusted proxy."""
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return parsed.is_loopback or any(parsed in ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies)
+
+
+class ConnectionPool:
+    """The open connections of a server.
+
+    A connection waits until a request of it is admitted, with a key or, where none is needed, without. A connection
+    beyond a limit replaces the one that has waited longest. Without one that waits, it is closed. So neither requests
+    that are never completed nor connections without a request keep others out.
+
+    Args:
+        limits: Limits of the connections.
+    """
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.limits = limits or ConnectionLimits()
+        self._open: dict[IdleTimeoutProtocol, str] = {}  # with their addresses, oldest first
+
+    def __len__(self) -> int:
+        """Number of open connections."""
+        return len(self._open)
+
+    def add(self, connection: IdleTimeoutProtocol, host: str) -> bool:
+        """Add a connection from an address; return False if it exceeds a limit, and must be closed."""
+        address = self._address(host)
+        if address and self._count(address) >= self.limits.each:
+            if not self._close_oldest(address):
+                return False
+        elif len(self._open) >= self.limits.total and not self._close_oldest(self._most_waiting()):
+            return False
+        self._open[connection] = address
+        return True
+
+    def remove(self, connection: IdleTimeoutProtocol) -> None:
+        """Remove a connection that is closed."""
+        self._open.pop(connection, None)
+
+    def _address(self, host: str) -> str:
+        """Return the address that is counted; empty for a proxy, whose connections are not."""
+        try:
+            parsed = ipaddress.ip_address(host)
+        except ValueError:
+            return host
+        if self.limits.is_proxy(host):
+            return ""
+        return host if parsed.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+
+    def _count(self, address: str) -> int:
+        return sum(other == address for other in self._open.values())
+
+    def _most_waiting(self) -> str:
+        """Return the address with the most connections that wait."""
+        counts = Counter(address for connection, address in self._open.items() if connection.is_waiting)
+        return counts.most_common(1)[0][0] if counts else ""
+
+    def _close_oldest(self, address: str) -> bool:
+        """Close the connection of an address that has waited longest; return False if none waits."""
+        waiting = [one for one, other in self._open.items() if other == address and one.is_waiting]
+        for connection in waiting[:1]:
+            self.remove(connection)
+            connection.transport.abort()
+        return bool(waiting)
 
 
 class BoundedConnection(h11.Connection):
@@ -79,20 +179,36 @@ def _is_large(received: bytes) -> bool:
 
 
 class IdleTimeoutProtocol(H11Protocol):
-    """HTTP protocol with bounded heads, which closes connections on which no complete head arrives in time."""
+    """HTTP protocol with bounded heads, which closes connections on which no complete head arrives in time.
+
+    Args:
+        args: As of H11Protocol.
+        pool: The open connections of the server; None: no other is counted.
+        kwargs: As of H11Protocol.
+    """
 
     conn: BoundedConnection
     _patience: asyncio.TimerHandle | None = None
     _paused = False  # parts of a body are left to parse
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, pool: ConnectionPool | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._pool = pool or ConnectionPool()
         self.conn = BoundedConnection(h11.SERVER, MAX_HEAD)
 
     def connection_made(self, transport: Any) -> None:
         """Start the timeout."""
         super().connection_made(transport)
+        if not self._pool.add(self, self.client[0] if self.client else ""):
+            transport.abort()
+            return
         self._wait()
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until a request was admitted, and again after it was answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete or not cycle.scope.get("state", {}).get("admitted")
 
     def data_received(self, data: bytes) -> None:
         """Stop the timeout once a request head is complete."""
@@ -143,6 +259,7 @@ class IdleTimeoutProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timeout."""
         self._wait_no_longer()
+        self._pool.remove(self)
         super().connection_lost(exc)
 
     def _wait(self) -> None:

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from unveil.errors import DataError, RecipeError
-from unveil.server.http.connection import check_head
+from unveil.server.http.connection import ConnectionLimits, check_head
 from unveil.server.http.errors import HttpProblem
 from unveil.server.jobs.outputs import MAX_BYTES
 from unveil.server.jobs.service import Service
@@ -51,6 +51,7 @@ class SecurityPolicy:
         depth: Maximum nesting of JSON.
         entries: Maximum number of values in JSON.
         large: Paths that accept uploads of any size and duration; for use on the own machine.
+        proxies: States the addresses of proxies, whose headers are trusted.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class SecurityPolicy:
     depth: int = MAX_DEPTH
     entries: int = MAX_ENTRIES
     large: frozenset[str] = frozenset()
+    proxies: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def __post_init__(self) -> None:
         """Raise RecipeError for keys that can be guessed."""
@@ -197,7 +199,7 @@ class SecurityMiddleware:
 
         try:
             check_head(scope["headers"], (scope.get("raw_path") or b"") + scope.get("query_string", b""))
-            scope["scheme"] = _scheme(scope)
+            scope["scheme"] = _scheme(scope, self._rules.proxies)
             self._admit(scope)
             await self._app(scope, await self._checked(scope, receive), answer)
         except HttpProblem as problem:
@@ -227,7 +229,9 @@ class SecurityMiddleware:
         has_body = "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
         if owner is None and has_body:  # nothing of a client without a key is parsed
             raise HttpProblem(413, f"{scope['path']} takes no body", "too_large")
-        scope.setdefault("state", {})["owner"] = owner or ""
+        state = scope.setdefault("state", {})
+        state["owner"] = owner or ""
+        state["admitted"] = owner is not None  # such a connection is not closed in favour of others
         # nothing behind this reads cookies, and parsing them takes a time that is quadratic in their length
         scope["headers"] = [header for header in scope["headers"] if header[0].lower() != b"cookie"]
 
@@ -376,10 +380,11 @@ def _is_link(scope: Scope, headers: Mapping[str, str]) -> bool:
     return scope["method"] == "GET" and kinds == ("navigate", "document")
 
 
-def _scheme(scope: Scope) -> str:
-    """Return the scheme that the client used; the header of a proxy is trusted only on the same machine."""
+def _scheme(scope: Scope, proxies: ConnectionLimits) -> str:
+    """Return the scheme that the client used; the header is trusted only of a proxy."""
     forwarded, client = _headers(scope).get("x-forwarded-proto"), scope.get("client")
-    return forwarded if forwarded in ("http", "https") and client and is_loopback(client[0]) else scope["scheme"]
+    trusted = client is not None and proxies.is_proxy(client[0])
+    return forwarded if forwarded in ("http", "https") and trusted else scope["scheme"]
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ import uvicorn
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
-from unveil.server.http.connection import IdleTimeoutProtocol
+from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
 from unveil.server.http.middleware import LOOPBACK, App, SecurityPolicy, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"
-CONNECTIONS = 512
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ServerOptions:
         host, port: Address to listen on; port 0 is a free one.
         keys: File of API keys.
         shared_keys: Other users may read this file.
+        connections: Limits of open connections.
+        job_minutes: Maximum duration of a job, in minutes; 0: unlimited.
         names: Additional allowed hosts.
         origins: Allowed origins of other pages.
         devices: Devices, with one worker each.
@@ -54,6 +56,8 @@ class ServerOptions:
     budget: float = BUDGET
     large: Sequence[str] = ()
     shared_keys: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    job_minutes: float = 0.0
 
     def load_keys(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Read the keys from the file or the environment.
@@ -76,7 +80,7 @@ class ServerOptions:
         keys = self.load_keys(variables)
         named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
         hosts, large = None if keys and not self.names else frozenset(named), frozenset(() if keys else self.large)
-        return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large)
+        return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large, proxies=self.connections)
 
 
 def serve(
@@ -101,15 +105,17 @@ def serve(
         shown = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{shown}:{bound.getsockname()[1]}"
         limits = QueueLimits(options.waiting, options.each if rules.keys else options.waiting + len(options.devices))
+        limits = replace(limits, seconds=60.0 * options.job_minutes)
         with serving(options.folder, address, options.devices, limits) as service:
             for line in service.messages:
                 console.warn(line)
             app: Any = api(service, rules, options.budget, extend)
             app = app if before is None else before(app, rules)
+            protocol: Any = partial(IdleTimeoutProtocol, pool=ConnectionPool(options.connections))
             config = uvicorn.Config(
-                app, http=IdleTimeoutProtocol, ws="none", lifespan="off" if extend is None else "on", log_config=None,
+                app, http=protocol, ws="none", lifespan="off" if extend is None else "on", log_config=None,
                 access_log=False, server_header=False, timeout_keep_alive=5, timeout_graceful_shutdown=5,
-                limit_concurrency=CONNECTIONS, proxy_headers=False,
+                proxy_headers=False,
             )  # fmt: skip
             keyed = f"{len(rules.keys)} keys" if rules.keys else "no key: only this machine can reach it"
             shown = f"{address}/v1" if extend is None else address

@@ -293,7 +293,9 @@ def check_recipe(task: Task) -> None:
         if find_mark(field, RecipeKeys) is not None:
             changes |= getattr(task, name) or {}
     # without a recipe, that of the model's name is changed
-    recipe = next((name for name in (getattr(task, place, None) for place in ("recipe", "source", "model")) if name), "")
+    recipe = next(
+        (name for name in (getattr(task, place, None) for place in ("recipe", "source", "model")) if name), ""
+    )
     if changes and recipe in recipe_names():
         data = {} if (folder := getattr(task, "folder", None)) is None else {"data.path": folder}
         load_recipe(recipe, {**data, **changes}, small=bool(getattr(task, "quick", False)))
