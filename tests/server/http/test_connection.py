@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from http.client import HTTPConnection
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -233,9 +233,12 @@ def test_half_open_requests_of_one_client_keep_no_other_out(tmp_path: Path):
         server(tmp_path / "service", KEYED, connections=ConnectionLimits(total=20)) as started,
         ExitStack() as stack,
     ):
-        slow = HTTPConnection("127.0.0.1", started.port, timeout=10)  # an admitted request, which is not complete
+        slow = stack.enter_context(
+            closing(http.client.HTTPConnection("127.0.0.1", started.port, timeout=10))
+        )  # an admitted request, which is not complete
         slow.request("POST", JOBS, headers={"authorization": f"Bearer {KEY}", "content-type": "application/json",
                                             "content-length": "2"})  # fmt: skip
+        time.sleep(0.2)
         lines = list[socket.socket]()
         for number in range(50):
             line = stack.enter_context(socket.create_connection(("127.0.0.1", started.port), timeout=10))
@@ -243,10 +246,10 @@ def test_half_open_requests_of_one_client_keep_no_other_out(tmp_path: Path):
             lines.append(line)
         assert started.ask("GET", "/health").status == 200
         assert started.ask("GET", JOBS, key=KEY).status == 200
-        assert lines[0].recv(1) == b""  # the oldest was closed
+        with suppress(ConnectionResetError):
+            assert lines[0].recv(1) == b""  # the oldest was closed
         slow.send(b"{}")
         assert slow.getresponse().status == 422
-        slow.close()
 
 
 def test_no_connection_of_an_admitted_request_is_closed_for_another(tmp_path: Path):
@@ -257,7 +260,7 @@ def test_no_connection_of_an_admitted_request_is_closed_for_another(tmp_path: Pa
             stack.enter_context(line)
             line.sendall(head)
         time.sleep(0.2)
-        with pytest.raises(OSError, match=r".*"):
+        with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
             started.ask("GET", "/health")
         for line in lines:
             line.sendall(in_chunks(RING, 10))

@@ -193,7 +193,7 @@ class IdleTimeoutProtocol(H11Protocol):
 
     def __init__(self, *args: Any, pool: ConnectionPool | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pool = pool or ConnectionPool()
+        self._pool = ConnectionPool() if pool is None else pool
         self.conn = BoundedConnection(h11.SERVER, MAX_HEAD)
 
     def connection_made(self, transport: Any) -> None:
