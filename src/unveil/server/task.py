@@ -37,6 +37,9 @@ class Serve(Task):
             metavar="FILE",
         ),
     ] = None
+    shared_api_keys: Annotated[
+        bool, info("Accept a file of API keys that other users can read, such as a mounted secret of a container.")
+    ] = False
     allowed_hosts: Annotated[
         Names,
         info("Host name by which the server is called; repeat for several.", flags=["--allowed-host"]),
@@ -66,6 +69,26 @@ class Serve(Task):
         float | None,
         info("Days after which an ended job is deleted with its outputs; runs are kept. Left out: never.", gt=0),
     ] = None
+    max_job_minutes: Annotated[
+        float | None,
+        info(
+            "Maximum duration of a job, after which it is stopped and fails; 0 is unlimited. Left out: a day with API "
+            "keys, unlimited without.",
+            unit="min",
+            ge=0,
+        ),
+    ] = None
+    max_connections: Annotated[int, info("Maximum number of open connections.", ge=1)] = 512
+    max_connections_per_address: Annotated[
+        int, info("Maximum number of open connections of one address, except those of a trusted proxy.", ge=1)
+    ] = 64
+    trusted_proxies: Annotated[
+        Names,
+        info(
+            "Address or network of a reverse proxy on another machine, such as 10.0.0.5; repeat for several.",
+            flags=["--trusted-proxy"],
+        ),
+    ] = ()
 
     def run(self, context: TaskContext) -> TaskResult:
         """Serve until interrupted.
@@ -80,10 +103,14 @@ class Serve(Task):
         command = f"unveil {self.name}"
         server = import_extra(self.module, command, self.extra)
         Quota = import_extra("unveil.server.jobs.owners", command, self.extra).Quota
+        limits = import_extra("unveil.server.http.connection", command, self.extra).ConnectionLimits(
+            self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies)
+        )
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
             Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
             self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
+            shared_keys=self.shared_api_keys, connections=limits, job_minutes=self.max_job_minutes,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

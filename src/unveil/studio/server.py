@@ -63,7 +63,7 @@ def add_studio(app: FastAPI, service: Service, budget: float | None) -> App:
     async def entered(request: Request) -> RedirectResponse:
         """Set the session cookie after a login with a valid key."""
         key = request.headers["authorization"].partition(" ")[2]
-        return RedirectResponse("/", 303, {"set-cookie": cookie_of(key)})
+        return RedirectResponse("/", 303, {"set-cookie": cookie_of(key, secure=request.url.scheme == "https")})
 
     disable_url_fetch()
     temporary = temporary_folder(service)

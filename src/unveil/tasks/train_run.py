@@ -23,6 +23,7 @@ from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io import staging
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
+from unveil.io.locks import lock_holder
 from unveil.model import Model, build
 from unveil.model.config import (
     AnyRecipe,
@@ -326,7 +327,7 @@ def _start_over(run: Path, results: Collection[str] = ()) -> None:
         staging.discard(run)
     except BlockingIOError as problem:
         raise OutputError(
-            f"{run}: another process trains in this folder; stop it, or choose another --output-dir"
+            f"{run}: {lock_holder(lock)} trains in this folder; stop it, or choose another --output-dir"
         ) from problem
     finally:
         os.close(lock)

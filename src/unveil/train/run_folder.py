@@ -22,6 +22,7 @@ import yaml
 from unveil.errors import OutputError, RecipeError, WeightsError
 from unveil.io import staging
 from unveil.io.files import write_atomically
+from unveil.io.locks import lock_holder
 from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store, migration
 from unveil.model.config import read_yaml
@@ -75,10 +76,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
+            holder = lock_holder(self._lock)
             self.close()
-            raise OutputError(
-                f"{path}: another process trains in this folder; wait for it, or choose another"
-            ) from problem
+            raise OutputError(f"{path}: {holder} trains in this folder; wait for it, or choose another") from problem
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ import uvicorn
 
 from unveil.io.images import png
 from unveil.server.http.api import BUDGET, ExtendApp, api
+from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
 from unveil.server.http.middleware import App, SecurityPolicy
-from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
+from unveil.server.http.server import bind_socket
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
@@ -131,6 +133,7 @@ def server(
     extend: ExtendApp | None = None,
     before: Callable[[App, SecurityPolicy], App] | None = None,
     quota: Quota | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
     rules, owners = rules or SecurityPolicy(), OwnerData(folder, quota)
@@ -140,7 +143,8 @@ def server(
     app = api(service, rules, budget, extend)
     app = app if before is None else before(app, rules)
     lifespan: Any = "off" if extend is None else "on"
-    config = uvicorn.Config(app, http=IdleTimeoutProtocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
+    protocol = partial(IdleTimeoutProtocol, pool=ConnectionPool(connections))
+    config = uvicorn.Config(app, http=protocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
     done = work if work is not None else dict.fromkeys(task_kinds(), quick)
     over = threading.Event()

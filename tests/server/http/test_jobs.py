@@ -308,3 +308,30 @@ def test_an_edit_with_an_upload_is_a_job_of_its_task(begin: Begin):
     ask = {"kind": "upscale", "request": {"image": image, "factor": 3, "seed": 4}}
     job = server.until(submit(server, ask), "completed")
     assert (job["kind"], job["request"]) == ("upscale", ask["request"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.num_workers": 100_000}, "train.num_workers = 100000: must be less than or equal to 256"),
+        ({"train.batch_size": 1e9}, "train.batch_size = 1000000000.0: must be less than or equal to"),
+        ({"data.workers": 8}, "data.workers: unknown key"),
+        ({"train.steps": -1}, "train.steps = -1: must be greater"),
+    ],
+)
+def test_settings_that_the_recipe_refuses_are_refused_at_once(begin: Begin, settings: dict[str, Any], message: str):
+    server = begin(work={})
+    for kind, fields in (
+        ("train", {"recipe": "ddpm-digits", "run_name": "a"}),
+        ("evaluate", {"model": "ddpm-digits"}),
+        ("data-show", {"recipe": "ddpm-digits"}),
+        ("inspect-schedule", {"source": "ddpm-digits"}),
+    ):
+        request = {**fields, "settings": settings}
+        answers = [server.ask("POST", "/v1/jobs", {"kind": kind, "request": request})]
+        answers.append(server.ask("POST", f"/v1/tasks/{kind}", request))
+        for answer in answers:
+            assert answer.status == 400, answer.body
+            assert message in answer.json["error"]["message"]
+    good = {"recipe": "ddpm-digits", "run_name": "a", "settings": {"train.num_workers": 2}}
+    assert server.ask("POST", "/v1/jobs", {"kind": "train", "request": good}).status == 202

@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException
 
 from unveil.io.files import explained
 from unveil.server.http.errors import HttpProblem
+from unveil.server.http.middleware import MAX_ENTRIES, check_json
 from unveil.server.jobs.outputs import UploadedFile
 
 FILES, FIELDS = 8, 64
@@ -52,12 +53,12 @@ async def read_form(
         if isinstance(problem, HttpProblem):
             raise
         raise HttpProblem(400, "the form cannot be read", "bad_form") from problem
-    fields: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     uploads: dict[str, UploadedFile] = {}
     try:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
-            if name in fields or name in uploads:
+            if name in texts or name in uploads:
                 raise HttpProblem(400, f"{name[:80]}: given twice", "invalid_value", name[:80])
             if isinstance(value, UploadFile):
                 if name not in files:
@@ -67,10 +68,10 @@ async def read_form(
                     )
                 uploads[name] = await run_in_threadpool(store, value.file)
             else:
-                fields[name] = value if name in _TEXTS else _value(value)
+                texts[name] = value
     finally:
         await form.close()
-    return fields, uploads
+    return await run_in_threadpool(_values, texts), uploads
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -89,6 +90,19 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 _TEXTS = ("prompt", "negative_prompt", "source_prompt", "label", "model", "seconds", "size", "input_reference")
+
+
+def _values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a form's texts.
+
+    Raises:
+        HttpProblem: As JSON, they are nested too deeply or have too many values.
+    """
+    entries = MAX_ENTRIES
+    for name, text in texts.items():
+        if name not in _TEXTS:
+            entries -= check_json(text.encode("utf-8", "replace"), entries=entries)
+    return {name: text if name in _TEXTS else _value(text) for name, text in texts.items()}
 
 
 def _value(text: str) -> Any:

@@ -200,7 +200,7 @@ class RequestContext:
             HttpProblem: A field is unknown or invalid.
         """
         fields, uploads = await read_form(self.request, self.store, files)
-        return validate_fields(kind, fields), uploads
+        return await run_in_threadpool(validate_fields, kind, fields), uploads
 
     async def submit(self, task: str, values: Mapping[str, Any]) -> Job:
         """Submit a job of a task.
@@ -210,7 +210,7 @@ class RequestContext:
             RecipeError, WeightsError, DataError: The task is not possible.
         """
         try:
-            registry.task_class(task).parse(values)
+            await run_in_threadpool(registry.task_class(task).parse, values)  # may take longer than others should wait
         except RecipeError as problem:
             raise HttpProblem(422, str(problem)[:2000], "invalid_value") from problem
         return await self.calls.submit(task, values, self.owner)
@@ -262,7 +262,7 @@ def validation_error(errors: Any) -> HttpProblem:
 )
 async def generate_images(fields: Annotated[dict[str, Any], Body()], context: Context) -> Any:
     """Generate images from a prompt or a class."""
-    body = validate_fields(schema.ImagesBody, fields)
+    body = await run_in_threadpool(validate_fields, schema.ImagesBody, fields)
     return await _respond(body, await context.submit("sample", body.values("sample")), context)
 
 
@@ -353,7 +353,7 @@ async def _from_video(context: RequestContext, task: schema.VideoTaskName) -> An
     if before is None and "video" not in files:
         raise HttpProblem(400, 'video: is missing; a file, or {"id": ...}', "invalid_value", "video")
     video = files.pop("video") if "video" in files else await _video_of_job(context, before)
-    body = validate_fields(schema.VideosBody, {**fields, "task": task})
+    body = await run_in_threadpool(validate_fields, schema.VideosBody, {**fields, "task": task})
     uploads = {name: upload.name for name, upload in files.items()}
     return await _submit_video(context, task, {**body.values(task), **uploads, "video": video.name})
 
@@ -375,7 +375,8 @@ async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
 async def remix_video(id: str, context: Context) -> Any:
     """Edit a video generated here by a new prompt."""
     video = await _video_of_job(context, {"id": id})
-    body = validate_fields(schema.VideosBody, {**await read_json(context.request), "task": "video-edit"})
+    fields = {**await read_json(context.request), "task": "video-edit"}
+    body = await run_in_threadpool(validate_fields, schema.VideosBody, fields)
     return await _submit_video(context, "video-edit", {**body.values("video-edit"), "video": video.name})
 
 

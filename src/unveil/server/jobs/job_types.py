@@ -16,6 +16,7 @@ from unveil.server.jobs.process_job import ProcessJob
 from unveil.server.jobs.task_job import (
     ModelCache,
     TaskJob,
+    check_recipe,
     check_references,
     is_task,
     parse_request,
@@ -84,6 +85,7 @@ def job_cost(
             f"{kind}: adds a model that all keys share, which needs a key with the role admin; ask the operator of the "
             "server to write admin after the key in its file of API keys"
         )
+    check_recipe(task)
     check_references(task, catalog, inputs)
     cost = task_cost(task, _model_info(task, catalog), inputs)
     if budget is not None and cost > budget:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from unveil.errors import OutOfResources, OutputError
 from unveil.io import staging
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.folder_lock import folder_lock
+from unveil.server.jobs.folder_lock import folder_lock, private_files
 from unveil.server.jobs.job_table import ENDED, Job, QueueLimits
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.outputs import LOG, RETENTION_S, JobOutputs, UploadedFile, UploadStore
@@ -201,7 +201,7 @@ def serving(
     admins: frozenset[str] | None = None,
     retention: float | None = None,
 ) -> Iterator[Service]:
-    """Run the service of a state folder for the duration of the block.
+    """Run the service of a state folder for the duration of the block; its files are private to this user.
 
     Args:
         folder: State folder; created if missing.
@@ -216,7 +216,7 @@ def serving(
         OutputError: Another server uses the folder, or it cannot be written.
         RecipeError: A later version wrote the database.
     """
-    with folder_lock(folder, address):
+    with folder_lock(folder, address), private_files(folder):
         queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
         results.sweep()
         owners = OwnerData(folder, quota)
