@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -86,9 +85,8 @@ class Guided:
         return like(index.expand(len(x)), x)  # type: ignore[return-value]
 
 
-def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
+def classifier_guidance(case: Case) -> Iterator[Comparison]:
     """guided-diffusion/guidance: single steps at given places of the chain, then whole runs."""
-    case = Case(case_dir)
     guided, io = Guided(case), case.io
     x, level = io["input.x_t"], guided.setup.levels(io["input.t"])
     move, step, shift = guided.setup.chain.of(level), guided.step(), guided.shift()
@@ -179,4 +177,4 @@ def eta_of(name: str) -> float:
     return float(name.partition("_eta")[2] or 0)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"guided-diffusion/guidance": classifier_guidance}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"guided-diffusion/guidance": classifier_guidance}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,7 @@ def exact(settings: dict[str, Any]) -> DenoiseFn:
     return step
 
 
-def sigmas(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def sigmas(case: Case) -> Iterator[Comparison]:
     for k, given in enumerate(case.meta["specs"]):
         schedule = karras(given)
         yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in schedule])
@@ -98,9 +96,8 @@ def noise_of(kind: str, plan: CoefficientTable, schedule: Schedule, noises: Tens
     return by_step(plan, schedule, noises) if kind in ("heun", "dpm") else by_draw(plan, noises)
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
+def samplers(case: Case) -> Iterator[Comparison]:
     """Samplers called directly."""
-    case = Case(case_dir)
     step, schedule = exact(case.meta["denoiser"]), karras(case.meta["sigmas"])
     yield case.compare("sigmas", [ratio(level) for level in schedule])
     for name, given in case.meta["arguments"].items():
@@ -145,9 +142,8 @@ class Teacher(preconditioning.EDMPreconditioning):
         return 1000 * super().timestep(level)
 
 
-def toy_net(case_dir: Path) -> Iterator[Comparison]:
+def toy_net(case: Case) -> Iterator[Comparison]:
     """`karras_sample` as a whole: x is noise times sigma_max, x0 and the sample are clamped."""
-    case = Case(case_dir)
     network = Toy(case.meta["network"])
     for name, given in case.meta["arguments"].items():
         kind, noises = given["sampler"], case.io[f"{name}.noises"]
@@ -165,8 +161,7 @@ def toy_net(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.sample", x.clamp(-1, 1))
 
 
-def scalings(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def scalings(case: Case) -> Iterator[Comparison]:
     level = EDMProcess().at(case.io["input.sigma"].double() / EDMProcess().sigma_max)
     for k, given in enumerate(case.meta["specs"]):
         data = given["sigma_data"]
@@ -244,9 +239,8 @@ def replaced(step: DenoiseFn, basis: Basis, images: Tensor) -> DenoiseFn:
     return guided
 
 
-def editing(case_dir: Path) -> Iterator[Comparison]:
+def editing(case: Case) -> Iterator[Comparison]:
     """Colouring and super-resolution without training."""
-    case = Case(case_dir)
     step, images = exact(case.meta["denoiser"]), case.io["input.images"]
     schedule = stops(case.meta)
     for name, basis in (("colorization", luminance()), ("superres", patches(images.shape[-1]))):
@@ -261,7 +255,7 @@ def editing(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.sample", x)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "consistency_models/karras_sigmas": sigmas,
     "consistency_models/samplers": samplers,
     "consistency_models/karras_sample_toy_net": toy_net,

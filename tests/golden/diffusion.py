@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from unveil.core.prediction import (
     is_learned,
     learned,
     learned_range,
-    posterior_mix,
 )
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
@@ -106,9 +104,8 @@ def drawn(noises: Tensor) -> Noise:
 # ---------------------------------------------------------------------- schedules
 
 
-def beta_tables(case_dir: Path) -> Iterator[Comparison]:
+def beta_tables(case: Case) -> Iterator[Comparison]:
     """ddim/beta_schedules: `arguments` is prose, "num_diffusion_timesteps=200, beta_start=1e-4, ..."."""
-    case = Case(case_dir)
     given = dict(part.split("=") for part in case.meta["arguments"].replace(" ", "").split(","))
     for kind in case.io:
         table = betas(
@@ -120,18 +117,16 @@ def beta_tables(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(kind, table)
 
 
-def openai_schedules(case_dir: Path) -> Iterator[Comparison]:
+def openai_schedules(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/schedules."""
-    case = Case(case_dir)
     for kind, steps in case.meta["schedules"]:
         process = DiscreteVP(betas(OPENAI_BETAS[kind], steps))
         yield case.compare(f"{kind}_{steps}.betas", process.betas)
         yield case.compare(f"{kind}_{steps}.alphas_cumprod", process.alpha_bar[1:])
 
 
-def dit_schedule(case_dir: Path) -> Iterator[Comparison]:
+def dit_schedule(case: Case) -> Iterator[Comparison]:
     """DiT/schedule: every array of each respaced object."""
-    case = Case(case_dir)
     made = case.meta["constructor"]
     table = betas(OPENAI_BETAS[made.get("noise_schedule", "linear")], made.get("diffusion_steps", 1000))
     for name, spacing in case.meta["respacings"].items():
@@ -173,9 +168,8 @@ def published_arrays(process: DiscreteVP) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- OpenAI's diffusion object
 
 
-def improved_losses(case_dir: Path) -> Iterator[Comparison]:
+def improved_losses(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/losses: 3 predictions x 4 variances x 4 losses, and single steps of three samplers."""
-    case = Case(case_dir)
     meta = case.meta
     setup = Setup(
         meta["schedule"], meta["steps"], meta["respacing"] or "", rescale=meta["rescale_timesteps"],
@@ -299,9 +293,8 @@ def is_mean(denoiser: Denoiser) -> bool:
     return denoiser.prediction not in predictions.PREDICTIONS.values()
 
 
-def calc_bpd(case_dir: Path) -> Iterator[Comparison]:
+def calc_bpd(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/calc_bpd: every term of the bound."""
-    case = Case(case_dir)
     meta, made = case.meta, case.meta["constructor"]
     setup = Setup(
         made["noise_schedule"], made["steps"], made.get("timestep_respacing", ""),
@@ -354,9 +347,8 @@ def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
         return network.eval(), label.encode(classes)
 
 
-def second_moment(case_dir: Path) -> Iterator[Comparison]:
+def second_moment(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/loss_second_moment: the weights after each update, and one draw."""
-    case = Case(case_dir)
     made, io = case.meta["constructor"], case.io
     sampler = SecondMoment(made["num_timesteps"], made["history_per_term"], made["uniform_prob"])
     weights = [sampler.weights()]
@@ -385,9 +377,8 @@ def dit_setup(case: Case) -> Setup:
     return Setup(made["noise_schedule"], made["diffusion_steps"], made["timestep_respacing"], rescale=False)
 
 
-def dit_diffusion(case_dir: Path) -> Iterator[Comparison]:
+def dit_diffusion(case: Case) -> Iterator[Comparison]:
     """DiT/diffusion: the methods of the diffusion object at given indices."""
-    case = Case(case_dir)
     setup = dit_setup(case)
     denoiser, variance, _ = openai_denoiser(case, setup)
     t, x0, noise = case.io["input.t"], case.io["input.x0"], case.io["input.noise"]
@@ -466,9 +457,8 @@ def dit_losses(case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceR
         yield case.compare("output.prior_bpd", prior_term(setup.chain[0].t, x0))
 
 
-def dit_loops(case_dir: Path) -> Iterator[Comparison]:
+def dit_loops(case: Case) -> Iterator[Comparison]:
     """DiT/sample_loops: whole runs of the ancestral and DDIM samplers and the encoder."""
-    case = Case(case_dir)
     setup = dit_setup(case)
     denoiser, variance, _ = openai_denoiser(case, setup)
     io = case.io
@@ -508,12 +498,11 @@ def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
     return torch.stack(trajectory)
 
 
-# ---------------------------------------------------------------------- DDIM's and latent diffusion's own code
+# ---------------------------------------------------------------------- DDIM's own code
 
 
-def ddim_steps(case_dir: Path) -> Iterator[Comparison]:
+def ddim_steps(case: Case) -> Iterator[Comparison]:
     """ddim/generalized_steps: DDIM and DDPM on an exact mixture, in float32 and float64."""
-    case = Case(case_dir)
     meta, io = case.meta, case.io
     table = betas(
         meta["beta_schedule"], meta["num_diffusion_timesteps"], start=meta["beta_start"], end=meta["beta_end"]
@@ -564,100 +553,7 @@ def mixture(io: dict[str, Tensor], dtype: torch.dtype) -> DenoiseFn:
     return step
 
 
-LDM_BETAS = {"linear": "sqrt-linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}
-
-
-class LatentToy(nn.Module):
-    """tanh(1.1 x) + 0.0005 t."""
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        return torch.tanh(1.1 * x) + 0.0005 * t.reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def ldm_schedule(case_dir: Path) -> Iterator[Comparison]:
-    """latent-diffusion/ddpm_schedule: buffers, losses and one sampling step."""
-    case = Case(case_dir)
-    if case.meta["inner_model"].replace(" ", "") != "model(x,t)=tanh(1.1x)+0.0005t":
-        raise Unsupported(f"inner model {case.meta['inner_model']!r}")
-    for name, settings in case.meta["runs"].items():
-        yield from ldm_run(case, name, settings)
-
-
-def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Comparison]:
-    """One configuration of the framework."""
-    io = case.io
-    process = DiscreteVP(
-        betas(
-            LDM_BETAS[settings.get("beta_schedule", "linear")],
-            settings.get("timesteps", 1000),
-            start=settings.get("linear_start", 1e-4),
-            end=settings.get("linear_end", 2e-2),
-        )
-    )
-    chain = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
-    variance = posterior_mix(settings.get("v_posterior", 0.0))
-    arrays = published_arrays(process)
-    everywhere = chain.of(process.at(torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps))
-    spread = variance(everywhere, None)
-    arrays["posterior_variance"] = spread.value  # type: ignore[assignment]
-    arrays["posterior_log_variance_clipped"] = spread.log  # type: ignore[assignment]
-    arrays["logvar"] = torch.full((process.steps,), float(settings.get("logvar_init", 0.0)))
-    x0_mode = settings.get("parameterization", "eps") == "x0"
-    arrays["lvlb_weights"] = lvlb = ldm_elbo_weights(arrays, x0_mode=x0_mode)
-    for array, value in arrays.items():
-        if f"{name}.{array}" in io:
-            yield case.compare(f"{name}.{array}", value.float())
-    t, x0, noise = io[f"{name}.t"], io["x_start"], io["noise"]
-    level = process.at((t.double() + 1) / process.steps)
-    x = like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
-    yield case.compare(f"{name}.q_sample", x)
-    eps_of = Estimate.solved(predictions.solve(predictions.eps, level), x, noise)
-    yield case.compare(f"{name}.x0_from_eps", eps_of.x0)
-    yield case.compare(f"{name}.q_post_mean", chain.of(level).mean(x0, x))
-    denoiser = Denoiser(LatentToy(), process, prediction=predictions.x0 if x0_mode else predictions.eps)
-    yield from ldm_losses(case, name, settings, denoiser, level, lvlb)
-    moved = []
-    for b, index in enumerate(t.tolist()):
-        plan = ancestral(
-            schedules.Schedule(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
-        )
-        one = SamplerState(x[b : b + 1].clone(), (), process.steps - 1 - index)
-        step = clip_static(denoiser)
-        moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x)).state.x)
-    yield case.compare(f"{name}.p_sample", torch.cat(moved))
-
-
-def ldm_elbo_weights(arrays: dict[str, Tensor], *, x0_mode: bool) -> Tensor:
-    """The framework's own arithmetic: from float32 buffers, with `2 * 1 - acp` as written, entry 0 copied from 1."""
-    acp, beta, var = (arrays[key].float() for key in ("alphas_cumprod", "betas", "posterior_variance"))
-    if x0_mode:
-        weights = 0.5 * acp.sqrt() / (2.0 * 1 - acp)
-    else:
-        weights = beta**2 / (2 * var * (1 - arrays["betas"]).float() * (1 - acp))
-    weights[0] = weights[1]
-    return weights
-
-
-def ldm_losses(
-    case: Case, name: str, settings: dict[str, Any], denoiser: Denoiser, level: NoiseLevel, lvlb: Tensor
-) -> Iterator[Comparison]:
-    """loss = l_simple_weight * mean + original_elbo_weight * mean(weight * loss)."""
-    t = case.io[f"{name}.t"]
-    l1 = settings.get("loss_type", "l2")
-    error = DiffusionLoss(distance=l1).at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
-    yield case.compare(f"{name}.val/loss_simple", error.value)
-    yield case.compare(f"{name}.val/loss_vlb", (lvlb[t] * error.per_sample).mean())
-    simple, elbo = settings.get("l_simple_weight", 1.0), settings.get("original_elbo_weight", 0.0)
-    if settings.get("parameterization", "eps") == "x0":  # the published weight is not the bound's: given as it is
-        chosen = DiffusionLoss(distance=l1, weight=lambda level: simple + elbo * lvlb[t].double())
-    else:
-        chosen = DiffusionLoss(distance=l1, simple=simple, elbo=elbo)
-    loss = chosen.at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
-    yield case.compare(f"{name}.loss", loss.value)
-    yield case.compare(f"{name}.val/loss", loss.value)
-
-
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ddim/beta_schedules": beta_tables,
     "ddim/generalized_steps": ddim_steps,
     "improved-diffusion/schedules": openai_schedules,
@@ -667,5 +563,4 @@ KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
     "DiT/schedule": dit_schedule,
     "DiT/diffusion": dit_diffusion,
     "DiT/sample_loops": dit_loops,
-    "latent-diffusion/ddpm_schedule": ldm_schedule,
 }

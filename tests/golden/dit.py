@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,9 +53,8 @@ def conditioned(label: Label, classes: Tensor) -> Condition:
     return Condition(vector=label.table(classes))
 
 
-def model(folder: Path) -> Iterator[Comparison]:
+def model(case: Case) -> Iterator[Comparison]:
     """DiT: forward, every part on the way, and forward_with_cfg."""
-    case = Case(folder)
     network, label = built(case, case.meta["constructor"])
     io = case.io
     x, t, condition = io["input.x"], io["input.t"], conditioned(label, io["input.y"])
@@ -149,4 +147,4 @@ def looped(case: Case) -> nn.Module:
     return Conditioned(called, conditioned(label, classes))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"DiT/model": model}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"DiT/model": model}

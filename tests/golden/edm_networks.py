@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,9 +53,8 @@ def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, 
     return Condition(vector=classes @ (rows - none) + none)
 
 
-def network(case_dir: Path) -> Iterator[Comparison]:
+def network(case: Case) -> Iterator[Comparison]:
     """edm/network: SongUNet or DhariwalUNet."""
-    case = Case(case_dir)
     io, config = case.io, edm.config_from_arguments(case.meta["klass"], case.meta["arguments"])
     parts = edm.convert_state_dict(case.weights(), config)
     condition = labelled(parts, config, io.get("class_labels"), len(io["x"]))
@@ -64,9 +62,8 @@ def network(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("out", run(io["x"], io["noise_labels"], condition))
 
 
-def score_network(case_dir: Path) -> Iterator[Comparison]:
+def score_network(case: Case) -> Iterator[Comparison]:
     """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
-    case = Case(case_dir)
     model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
     config = score_sde.config_from_arguments(case.meta["arguments"])
     own = SongUNet(config).eval()
@@ -141,9 +138,8 @@ def at(sigma: Tensor) -> NoiseLevel:
     return EDMProcess().at(sigma.flatten().double() / SCALE)
 
 
-def precond(case_dir: Path) -> Iterator[Comparison]:
+def precond(case: Case) -> Iterator[Comparison]:
     """edm/precond: the denoiser, what its network is given, its levels and its loss."""
-    case = Case(case_dir)
     shell, io = Shell(case), case.io
     x, level = io["x"], at(io["sigma"])
     augment = io.get("augment_labels")
@@ -202,9 +198,8 @@ def as_tensor(value: Any) -> Tensor:
     return value
 
 
-def net_samplers(case_dir: Path) -> Iterator[Comparison]:
+def net_samplers(case: Case) -> Iterator[Comparison]:
     """edm/net_samplers: EDM's sampler and its ablation with a recorded network."""
-    case = Case(case_dir)
     shell, io = Shell(case), case.io
     net = Net(shell.step(io.get("class_labels"), len(io["latents"])), *shell.ends, shell.rounded)
     for name, settings in case.meta["runs"].items():
@@ -212,7 +207,7 @@ def net_samplers(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.out", x)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "edm/network": network,
     "edm/precond": precond,
     "edm/net_samplers": net_samplers,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -166,9 +165,8 @@ def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor)
     return table, run(table, net.step, x, noise=by_step(table, schedule, noises.double()))
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
+def samplers(case: Case) -> Iterator[Comparison]:
     """edm/samplers: with the analytic model."""
-    case = Case(case_dir)
     exact = mixture(case)
     for name, settings in case.meta["runs"].items():
         net = Net(exact, float(settings["net_sigma_min"]), float(settings["net_sigma_max"]))
@@ -177,4 +175,4 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.out", x)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"edm/samplers": samplers}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"edm/samplers": samplers}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,8 +68,7 @@ def made(name: str, given: dict[str, Any]) -> Schedule:
     return PUBLISHED[name](EDMProcess(), **{settings.get(key, key): value for key, value in given.items()})
 
 
-def schedules(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def schedules(case: Case) -> Iterator[Comparison]:
     for name, given in case.meta["arguments"].items():
         schedule = made(name.partition(".")[0], given)
         yield case.compare(name, [ratio(level) for level in schedule])
@@ -175,8 +173,7 @@ def chosen(plan: Plan, step: DenoiseFn, x: Tensor, noises: Tensor) -> Tensor:
     return run(plan, step, x, noise=lambda number, draw=0: noises[len(places) - 1], on_step=watch)
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def samplers(case: Case) -> Iterator[Comparison]:
     noises, start = case.io["noise"].double(), case.io["x_T"].double()
     schedule = unveil_schedules.from_sigmas(EDMProcess(), case.io["sigmas_f64"].tolist())
     for name, settings in case.meta["samplers"].items():
@@ -235,8 +232,7 @@ class Wrapped:
         return DiffusionLoss().at(self.denoiser, x0, None, t, noise).per_sample
 
 
-def wrappers(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def wrappers(case: Case) -> Iterator[Comparison]:
     io, given = case.io, case.meta["schedule_settings"]
     x, noise, sigma, query = io["x"], io["noise"], io["sigma"], io["sigma_query"]
     x = x * sigma.reshape(-1, 1, 1, 1)  # what the wrappers are given
@@ -294,8 +290,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def densities(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def densities(case: Case) -> Iterator[Comparison]:
     io, data = case.io, case.meta["sigma_data"]
     process, shell, sigma = EDMProcess(), RawSigma(data), io["sigma"]
     denoiser = Denoiser(Inner(0.1), process, prediction=shell)
@@ -330,7 +325,7 @@ def drawn(case: Case, data: float) -> Iterator[Comparison]:
     yield case.compare("rand_log_logistic", location * between(RectifiedFlow(), low, high) ** scale)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "k-diffusion/schedules": schedules,
     "k-diffusion/samplers": samplers,
     "k-diffusion/wrappers": wrappers,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,9 +26,8 @@ def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
 
 
 @torch.no_grad()
-def unet(folder: Path) -> Iterator[Comparison]:
+def unet(case: Case) -> Iterator[Comparison]:
     """UNetModel of latent diffusion, and of ControlNet's repository."""
-    case = Case(folder)
     io, theirs = case.io, ldm_unet.strip_prefix(case.weights())
     config = ldm_unet.config_from_arguments(case.meta["arguments"])
     network = loaded(config, theirs)
@@ -70,9 +68,8 @@ def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor]
 
 
 @torch.no_grad()
-def cldm(folder: Path) -> Iterator[Comparison]:
+def cldm(case: Case) -> Iterator[Comparison]:
     """ControlNet beside its U-Net: residuals, and what the U-Net makes of them."""
-    case = Case(folder)
     io, theirs, arguments = case.io, case.weights(), case.meta["arguments"]
     unet_config = ldm_unet.config_from_arguments(arguments["unet"])
     config, hint_channels = control.config_from_arguments(arguments["controlnet"])
@@ -99,7 +96,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
         yield case.compare("eps_cfg_guess_uncond", controlled("guess", null=True))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "latent-diffusion/unet": unet,
     "ControlNet/unet": unet,
     "ControlNet/cldm": cldm,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -101,18 +100,17 @@ def base_of(case: Case, kind: str) -> Base:
     return BASES[kind](case)
 
 
-def peft(folder: Path) -> Iterator[Comparison]:
+def peft(case: Case) -> Iterator[Comparison]:
     """peft's adapter through diffusers: off, on, at half its weight, merged; and its two exports to other namings."""
-    case = Case(folder)
     base = base_of(case, case.meta["klass"])
     lora_config = case.meta["lora_config"]
     scale = lora_config["lora_alpha"] / (lora_config["r"] ** 0.5 if lora_config.get("use_rslora") else lora_config["r"])
     network, parts = base.part.network, {base.part.role: base.part}
     for name in (*PEFT, *OTHERS):
-        if not (folder / name).exists():
+        if not (case.folder / name).exists():
             continue
         weight = 1.0 if name in PEFT else scale
-        report = lora.attach(parts, name, lora.read_lora(folder / name), weight)
+        report = lora.attach(parts, name, lora.read_lora(case.folder / name), weight)
         assert not report.unmatched, report.text()
         yield case.compare(f"{name} on", base.output(), "out_lora")
         layers.set_weights(network, {name: 0.5 * weight})
@@ -134,15 +132,13 @@ def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Co
     layers.unfuse_lora(network)
 
 
-def kohya(folder: Path) -> Iterator[Comparison]:
+def kohya(case: Case) -> Iterator[Comparison]:
     """sd-scripts' network on a U-Net and a text encoder, at a multiplier."""
-    case = Case(folder)
     yield from at_work(case, "kohya", float(case.meta["arguments"]["multiplier"]))
 
 
-def cloneofsimo(folder: Path) -> Iterator[Comparison]:
+def cloneofsimo(case: Case) -> Iterator[Comparison]:
     """The layers of some classes by their number, with the scale that tune_lora_scale was given."""
-    case = Case(folder)
     yield from at_work(case, "simo", float(case.meta["arguments"]["scale"]))
 
 
@@ -170,9 +166,8 @@ def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     yield from merged(case, base.part.network, name, base)
 
 
-def worked_merge(folder: Path) -> Iterator[Comparison]:
+def worked_merge(case: Case) -> Iterator[Comparison]:
     """One linear layer and one 3x3 convolution, merged by hand."""
-    case = Case(folder)
     io = case.io
     for prefix, layer in (("", nn.Linear(1, 1)), ("conv_", nn.Conv2d(1, 1, 1))):
         down, up = io[f"{prefix}down"], io[f"{prefix}up"].flatten(1)
@@ -184,7 +179,7 @@ def worked_merge(folder: Path) -> Iterator[Comparison]:
         yield case.compare(f"{prefix}merged", layer.weight.clone())
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "lora/cloneofsimo": cloneofsimo,
     "lora/kohya": kohya,
     "lora/peft": peft,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from unveil.evaluate import frechet, metrics
 from unveil.evaluate.inception import FidInception, load_weights
 
 
-def inception(folder: Path) -> Iterator[Comparison]:
+def inception(case: Case) -> Iterator[Comparison]:
     """Names and shapes of the state dict, then every recorded output of every input."""
-    case = Case(folder)
     network = FidInception().eval()
     own = {key: list(value.shape) for key, value in network.state_dict().items()}
     yield case.compare("state_dict_keys", int(own == case.meta["keys"]), want=1)
@@ -33,9 +31,8 @@ def inception(folder: Path) -> Iterator[Comparison]:
                 yield case.compare(key, found[key.removeprefix(f"output.{number}.")])
 
 
-def scores(folder: Path) -> Iterator[Comparison]:
+def scores(case: Case) -> Iterator[Comparison]:
     """Every number of `outputs` under the case's settings."""
-    case = Case(folder)
     one, two, logits = (case.io[f"input.{name}"] for name in ("features_1", "features_2", "logits"))
     chosen = case.meta["settings"]
     subsets = metrics.kid_of_subsets(

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,9 +77,8 @@ def mixture(case: Case, prefix: str = "") -> Mixture:
 # ---------------------------------------------------------------------- tables
 
 
-def sde_tables(case_dir: Path) -> Iterator[Comparison]:
+def sde_tables(case: Case) -> Iterator[Comparison]:
     """Marginals, drift and diffusion, chains, their reverses, and the density of the start."""
-    case = Case(case_dir)
     x, t, z = (case.io[name].double() for name in ("x", "t", "z"))
     score = -x * like(1 + t, x)
     for prefix in sorted({".".join(key.split(".")[:2]) for key in case.io if key.count(".") > 1}):
@@ -132,9 +130,8 @@ def over_the_batch(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).mean()
 
 
-def pc_sampling(case_dir: Path) -> Iterator[Comparison]:
+def pc_sampling(case: Case) -> Iterator[Comparison]:
     """Every run of the case: continuous and discrete labels, three predictors, two correctors."""
-    case = Case(case_dir)
     exact = mixture(case)
     for name, given in case.meta["runs"].items():
         if "error" in given:  # the original cannot do it
@@ -212,9 +209,8 @@ def predicted(made: Published, t: Tensor, level: NoiseLevel, predictor: str, flo
 # ---------------------------------------------------------------------- likelihood
 
 
-def ode_likelihood(case_dir: Path) -> Iterator[Comparison]:
+def ode_likelihood(case: Case) -> Iterator[Comparison]:
     """Bits/dim of a Gaussian and of a mixture, and samples of the ODE; the latents carry its error and are left out."""
-    case = Case(case_dir)
     steps = re.search(r"N=(\d+)", case.meta.get("sde_args", ""))
     for name, given in case.meta["runs"].items():
         kind, *of = name.split(".")
@@ -240,9 +236,8 @@ def ode_likelihood(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.denoise", denoised.float())
 
 
-def log_likelihood(case_dir: Path) -> Iterator[Comparison]:
+def log_likelihood(case: Case) -> Iterator[Comparison]:
     """k-diffusion/log_likelihood, in nats."""
-    case = Case(case_dir)
     low, high = case.meta["sigma_min"], case.meta["sigma_max"]
     process = EDMProcess(low, high)
     exact, x, probe = mixture(case), case.io["x"].double(), case.io["v"].double()
@@ -254,7 +249,7 @@ def log_likelihood(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("exact_logp_at_sigma_min", exact.log_density(x, ends[0]))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "score_sde_pytorch/sde_tables": sde_tables,
     "score_sde_pytorch/pc_sampling": pc_sampling,
     "score_sde_pytorch/ode_likelihood": ode_likelihood,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,9 +103,8 @@ def onto_data(table: CoefficientTable, level: NoiseLevel) -> CoefficientTable:
 # ---------------------------------------------------------------------- DPM-Solver
 
 
-def dpm_solver(case_dir: Path) -> Iterator[Comparison]:
+def dpm_solver(case: Case) -> Iterator[Comparison]:
     """dpm-solver/discrete and dpm-solver/vp_linear."""
-    case = Case(case_dir)
     process = process_of(case)
     yield from schedule_values(case)
     for name, settings in case.meta["solver_runs"].items():
@@ -178,9 +176,8 @@ class Wrapped(nn.Module):
         return torch.tanh(0.9 * x) + shift.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def model_wrapper(case_dir: Path) -> Iterator[Comparison]:
+def model_wrapper(case: Case) -> Iterator[Comparison]:
     """dpm-solver/model_wrapper: what each kind of network says of the noise, plain and with both guidances."""
-    case = Case(case_dir)
     given = case.meta["schedule_settings"]
     if given["betas"] != "square-root-linear":
         raise Unsupported(f"betas {given['betas']!r}")
@@ -209,9 +206,8 @@ def bound(denoiser: Denoiser, vector: Tensor | None) -> DenoiseFn:
 # ---------------------------------------------------------------------- UniPC
 
 
-def uni_pc(case_dir: Path) -> Iterator[Comparison]:
+def uni_pc(case: Case) -> Iterator[Comparison]:
     """UniPC/discrete and UniPC/vp_linear."""
-    case = Case(case_dir)
     process, step = process_of(case), mixture(case)
     yield from schedule_values(case)
     rules: dict[str, tuple[Rule, Rule]] = {"bh1": (b1, b1), "bh2": (b2, b2), "vary_coeff": (varying, published_varying)}
@@ -278,7 +274,7 @@ def published_varying_of(nodes: Sequence[float], reach: float) -> list[float]:
     return [1.0 - sum(weights), weights[-1], *weights[:-1]]
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "dpm-solver/discrete": dpm_solver,
     "dpm-solver/vp_linear": dpm_solver,
     "dpm-solver/model_wrapper": model_wrapper,
