@@ -50,8 +50,8 @@ def autoencoder_kl(case: Case) -> Iterator[Comparison]:
 def vqmodel(case: Case) -> Iterator[Comparison]:
     """VQModel, and VQModelInterface, which quantises when it decodes.
 
-    What follows the encoder starts from the recorded `prequant`: the rounding of its own z is near the tolerance of
-    what is decoded.
+    What follows the encoder starts from the recorded `prequant`: the rounding of another z is near the tolerance
+    of what is decoded.
     """
     io, settings, arguments = case.io, case.meta["settings"], case.meta["arguments"]
     config = autoencoder.config_from_arguments(arguments)

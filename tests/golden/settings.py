@@ -1,4 +1,4 @@
-"""Settings of a recorded case that remember which of them were read, and the keys that are no settings."""
+"""Settings of a recorded case that remember which of them were read, and the keys that are not settings."""
 
 from __future__ import annotations
 
