@@ -21,6 +21,7 @@ MODULES = (
     "networks",
     "dit",
     "diffusion",
+    "ddim",
     "metrics",
     "solvers",
     "latent_samplers",

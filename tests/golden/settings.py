@@ -23,7 +23,7 @@ DESCRIPTIVE = frozenset({
 
 # Keys at the top that are remarks where they are text, and settings where they are structured.
 PROSE = frozenset({"model", "classifier", "inner", "inner_model", "args", "arguments", "sde_args", "schedule", "betas",
-                   "cond_fn", "klass", "classes", "function", "functions"})  # fmt: skip
+                   "cond_fn", "klass", "combinations", "classes", "function", "functions"})  # fmt: skip
 
 # Keys at any depth: remarks beside the numbers, and numbers of calls and draws that were counted.
 EVERYWHERE = frozenset({"formula", "like_case", "nfe", "noise_draws", "model_calls", "net_calls", "fevals", "info",
@@ -39,6 +39,8 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
         "vae_arguments.lossconfig", "text_arguments.projection_dim", "text_arguments.bos_token_id",
         "text_arguments.eos_token_id",
     ),
+    # the recorded scale of the formula, which `settings` has as well
+    "guided-diffusion/guidance": ("cond_scale",),
     # a network does not use the length of its schedule
     "ddim/unet": ("arguments.diffusion",),
     # the scalings depend on the data's deviation and the boundary alone

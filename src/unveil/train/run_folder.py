@@ -154,7 +154,7 @@ class RunFolder:
 def _completed(before: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return a recorded recipe with the defaults of settings that are newer than it.
 
-    Other recorded settings, and recipes that are no longer valid, are returned unchanged.
+    Other recorded settings, and recipes that are invalid now, are returned unchanged.
     """
     try:
         return parse_recipe(before, where).model_dump(mode="json")
