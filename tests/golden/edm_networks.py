@@ -66,6 +66,9 @@ def network(case: Case) -> Iterator[Comparison]:
 def score_network(case: Case) -> Iterator[Comparison]:
     """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
     model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
+    for name, only in {"attention_type": "ddpm", "conv_size": 3, "resamp_with_conv": True}.items():
+        if model.get(name, only) != only:
+            raise Unsupported(f"{name} {model[name]!r}")
     config = score_sde.config_from_arguments(case.meta["arguments"])
     own = SongUNet(config).eval()
     own.load_state_dict(score_sde.convert_state_dict(state, config))

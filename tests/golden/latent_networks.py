@@ -79,6 +79,7 @@ def cldm(case: Case) -> Iterator[Comparison]:
     assert hint.shape[1] == hint_channels
     yield case.compare("hint_embedding", controlnet.control_features(hint, x))
     residuals = controlnet(x, t, replace(text, control_image=hint))
+    yield case.compare("n_controls", len(residuals), want=case.meta.get("n_controls", len(residuals)))
     for number, residual in enumerate(residuals):
         yield case.compare(f"control.{number:02}", residual)
     yield case.compare("eps_no_control", network(x, t, text))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
@@ -37,6 +38,14 @@ def dit_base(case: Case) -> Base:
     config = dit_keys.with_untied_embeddings(
         theirs, dit_keys.config_from_keys(shapes, made["num_attention_heads"], made["sample_size"])
     )
+    sizes = {
+        "in_channels": config.in_channels, "out_channels": config.out_channels, "num_layers": config.depth,
+        "patch_size": config.patch, "attention_head_dim": config.hidden_size // config.heads,
+    }  # fmt: skip
+    if other := [name for name, size in sizes.items() if made.get(name, size) != size]:
+        raise AssertionError(f"the weights have {sizes}, the case has another {other[0]}")
+    if made.get("norm_elementwise_affine", False):
+        raise Unsupported("norm_elementwise_affine")
     parts = dit_keys.convert_state_dict(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
@@ -134,18 +143,33 @@ def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Co
 
 def kohya(case: Case) -> Iterator[Comparison]:
     """sd-scripts' network on a U-Net and a text encoder, at a multiplier."""
+    arguments = case.meta["arguments"]
+    convolution = arguments.get("conv_lora_dim"), arguments.get("conv_alpha")
+    linear = arguments["lora_dim"], arguments["alpha"]
+    written = load_file(case.folder / "lora.safetensors")
+    for key, down in written.items():
+        if key.endswith(".lora_down.weight"):
+            rank, alpha = convolution if down.ndim == 4 and down.shape[-1] > 1 else linear
+            stated = written[key.replace("lora_down.weight", "alpha")]
+            if (down.shape[0], float(stated)) != (rank, alpha):
+                raise AssertionError(f"{key}: rank {down.shape[0]} with alpha {float(stated)}")
     yield from at_work(case, "kohya", float(case.meta["arguments"]["multiplier"]))
 
 
 def cloneofsimo(case: Case) -> Iterator[Comparison]:
     """The layers of some classes by their number, with the scale that tune_lora_scale was given."""
+    ranks = {value.shape[0] for key, value in load_file(case.folder / "lora.safetensors").items() if "down" in key}
+    yield case.compare("r", torch.tensor(sorted(ranks)), want=torch.tensor([case.meta["arguments"]["r"]]))
     yield from at_work(case, "simo", float(case.meta["arguments"]["scale"]))
 
 
 def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     """A file off, on and merged, on the networks that the case names; and which modules it was found to be on."""
     base = base_of(case, case.meta["base"]["unet"])
-    text = text_base(case) if "text_encoder" in case.meta["base"] else None
+    kind = case.meta["base"].get("text_encoder")
+    if kind not in (None, "transformers CLIPTextModel"):
+        raise Unsupported(f"a base {kind}")
+    text = None if kind is None else text_base(case)
     used = [(prefix, one) for prefix, one in (("out", base), ("te", text)) if one is not None]
     for prefix, one in used:
         yield case.compare(f"{prefix} off", one.output(), f"{prefix}_base")

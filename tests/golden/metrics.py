@@ -35,11 +35,13 @@ def scores(case: Case) -> Iterator[Comparison]:
     """Every number of `outputs` under the case's settings."""
     one, two, logits = (case.io[f"input.{name}"] for name in ("features_1", "features_2", "logits"))
     chosen = case.meta["settings"]
+    seed, degree, offset = chosen["kid_seed"], chosen["kid_degree"], chosen["kid_coef0"]
     subsets = metrics.kid_of_subsets(
-        one, two, subsets=chosen["kid_subsets"], size=chosen["kid_subset_size"], seed=_seed(chosen["kid_rng"])
-    )
+        one, two, subsets=chosen["kid_subsets"], size=chosen["kid_subset_size"], seed=seed, degree=degree,
+        offset=offset,
+    )  # fmt: skip
     if chosen["isc_shuffle"]:  # the published program draws the order from its one seed
-        logits = logits[np.random.RandomState(_seed(chosen["kid_rng"])).permutation(len(logits))]
+        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
     score = metrics.inception_score(logits, splits=chosen["isc_splits"])
     reached = metrics.precision_recall(one, two, neighbours=chosen["prc_neighborhood"])
     least = min(len(one), len(two))
@@ -47,7 +49,7 @@ def scores(case: Case) -> Iterator[Comparison]:
         "fid": frechet.fid(one, two),
         "isc_mean": score.mean,
         "isc_std": score.std,
-        "kid_full": metrics.kid(one[:least], two[:least]),
+        "kid_full": metrics.kid(one[:least], two[:least], degree=degree, offset=offset),
         "kid_mean": subsets.mean,
         "kid_std": subsets.std,
         "precision": reached.precision,
@@ -55,11 +57,6 @@ def scores(case: Case) -> Iterator[Comparison]:
     }
     for name, want in case.meta["outputs"].items():
         yield case.compare(name, found[name], want=want)
-
-
-def _seed(rng: str) -> int:
-    """The number in "numpy.random.RandomState(2020); ..."."""
-    return int(rng.split("RandomState(")[1].split(")")[0])
 
 
 def _drawn(salted: str, key: str, shape: list[int]) -> Tensor:

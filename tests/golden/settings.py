@@ -39,6 +39,16 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
         "vae_arguments.lossconfig", "text_arguments.projection_dim", "text_arguments.bos_token_id",
         "text_arguments.eos_token_id",
     ),
+    # of the process and the training; what the weights hold; the filter where none is used
+    "score_sde_pytorch/ncsnpp": (
+        *(f"arguments.model.{name}" for name in (
+            "sigma_min", "sigma_max", "num_scales", "beta_min", "beta_max", "init_scale", "fourier_scale", "fir_kernel",
+        )),
+        "arguments.training",
+    ),
+    # which layers a file is on, the file shows; a DiT has no groups
+    "lora/cloneofsimo": ("arguments.target_replace",),
+    "lora/peft": ("lora_config.target_modules", "arguments.norm_num_groups"),
     # the recorded scale of the formula, which `settings` has as well
     "guided-diffusion/guidance": ("cond_scale",),
     # a network does not use the length of its schedule
