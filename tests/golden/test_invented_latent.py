@@ -220,7 +220,8 @@ def test_samplers_of_latent_diffusion(tmp_path):
     unet, weights = network()
     shape = (2, 2, 4, 4)
     io = {
-        "x_T": normal(1, *shape), "noise": normal(2, 8, *shape), "cond": normal(3, 2, 3, 6), "uncond": normal(4, 2, 3, 6),
+        "x_T": normal(1, *shape), "noise": normal(2, 8, *shape), "cond": normal(3, 2, 3, 6),
+        "uncond": normal(4, 2, 3, 6),
         "x0": normal(5, *shape), "mask": (normal(6, 2, 1, 4, 4) > 0).float(), "q_noise": normal(7, 8, *shape),
     }  # fmt: skip
     published = Published(settings, io, unet)
