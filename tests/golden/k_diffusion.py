@@ -284,7 +284,7 @@ def wrappers(case: Case) -> Iterator[Comparison]:
 
 def recorded_x(case: Case) -> Tensor:
     """What the wrappers are given."""
-    return case.io["x"] * case.io["sigma"].reshape(-1, 1, 1, 1)
+    return case.io["x"] * like(case.io["sigma"], case.io["x"])
 
 
 def wrapped_network(case: Case, kind: str, table: Tensor, quantize: bool, heads: int = 1) -> Wrapped:
@@ -371,7 +371,7 @@ def densities(case: Case) -> Iterator[Comparison]:
     yield case.compare(
         "scalings", torch.stack([torch.as_tensor(c) for c in (columns.c_skip, columns.c_out, columns.c_in)])
     )
-    noised = io["x"] + io["noise"] * sigma.reshape(-1, 1, 1, 1)
+    noised = io["x"] + io["noise"] * like(sigma, io["x"])
     yield case.compare("denoised", wrapped.denoised(noised, sigma))
     for name, weighting in WEIGHTINGS.items():
         if f"{name}.loss" in io:

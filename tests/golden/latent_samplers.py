@@ -39,8 +39,9 @@ class Run:
             raise Unsupported(f"discretize {spacing!r}")
         self.sampler, self.eta = run["sampler"], run.get("eta", 0.0)
         self.temperature, self.masks = run.get("temperature", 1.0), run.get("use_mask", False)
-        if self.masks and self.settings["mask_before"] != "step":
-            raise Unsupported(f"mask_before {self.settings['mask_before']!r}")
+        before = self.settings["mask_before"]
+        if self.masks and before != "step":
+            raise Unsupported(f"mask_before {before!r}")
         scale = run.get("unconditional_guidance_scale", run.get("scale", 1.0))
         cond, null = (self.bound(network, case.io[name]) for name in ("cond", "uncond"))
         self.step = cfg(cond, null, scale)
@@ -94,12 +95,12 @@ def samplers(case: Case) -> Iterator[Comparison]:
     network = loaded(ldm_unet.config_from_arguments(case.meta["unet_arguments"]), case.weights())
     encoded = case.meta["settings"]["img2img_noise"]
     for name, run in case.meta["runs"].items():
-        yield from separately(name, recorded_run(case, name, network, run, case.io["noise"][encoded]))
+        yield from separately(name, recorded_run(case, name, network, run, encoded))
 
 
 @torch.no_grad()
-def recorded_run(case: Case, name: str, network: UNet, settings: Settings, noise: Tensor) -> Iterator[Comparison]:
-    """The tables of one run, its first step and its result; `noise` is that of an encoded image."""
+def recorded_run(case: Case, name: str, network: UNet, settings: Settings, encoded: int) -> Iterator[Comparison]:
+    """The tables of one run, its first step and its result; `encoded` is the number of the noise of an image."""
     run = Run(case, network, settings)
     if run.sampler not in ("ddim", "plms", "img2img"):
         raise Unsupported(f"sampler {run.sampler!r}")
@@ -116,7 +117,7 @@ def recorded_run(case: Case, name: str, network: UNet, settings: Settings, noise
         count = settings["t_enc"]
         # noised for one level above the one that decoding begins at
         last = schedule[len(schedule) - 2 - count]
-        x = last.alpha * case.io["x0"] + last.sigma * noise
+        x = last.alpha * case.io["x0"] + last.sigma * case.io["noise"][encoded]
         yield case.compare(f"{name}.encoded", x)
         shorter = run.schedule(run.indices[:count])
         yield case.compare(f"{name}.out", run.carried_out(ddim(shorter, run.eta), shorter, x)[-1][0])

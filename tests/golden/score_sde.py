@@ -243,12 +243,11 @@ def ode_run(case: Case, name: str, eps: float) -> Iterator[Comparison]:
     settings, (kind, *of) = case.meta["settings"], name.split(".")
     published = Published(kind, settings["N"], case.meta["sde_settings"][kind])
     tolerance = settings["rtol"], settings["atol"]
-    tight = min(tolerance[0], TIGHT), min(tolerance[1], TIGHT)
+    tight, width = (min(tolerance[0], TIGHT), min(tolerance[1], TIGHT)), 2.0 ** -settings["bpd_offset"]
     exact = mixture(case, "g1_" if "gauss" in of else "")
     clean, noisy = published.process.at(eps), published.process.at(1.0)
     if of[-1] == "likelihood":
         x, probe = case.io["x"].double(), case.io["rademacher"].double()
-        width = 2.0 ** -settings["bpd_offset"]
 
         def bits(density: Tensor) -> Tensor:
             return bits_per_dim(density, x[0].numel(), width)

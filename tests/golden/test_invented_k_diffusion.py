@@ -159,7 +159,7 @@ def test_the_schedule_of_samplers_comes_from_its_settings(tmp_path, rho, churn):
     for i in range(steps):
         gamma = min(churn / steps, 2**0.5 - 1) if 0.2 <= sigmas[i] <= 6 else 0.0
         hat = sigmas[i] * (1 + gamma)
-        x = x + noise[i] * 1.01 * math.sqrt(hat**2 - sigmas[i] ** 2)
+        x = x + noise[i].double() * 1.01 * math.sqrt(hat**2 - sigmas[i] ** 2)
         called.append(hat)
         x = x + (x - exact.denoised(x, hat)) / hat * (sigmas[i + 1] - hat)
     io = exact.io | {
@@ -191,7 +191,7 @@ def ablation(exact: Analytic, latents: Tensor, noise: Tensor, call: dict[str, An
     for i in range(steps):
         gamma = min(call["S_churn"] / steps, 2**0.5 - 1)
         hat, there = times[i] * (1 + gamma), times[i + 1]
-        x = x + math.sqrt(hat**2 - times[i] ** 2) * call["S_noise"] * noise[i]
+        x = x + math.sqrt(hat**2 - times[i] ** 2) * call["S_noise"] * noise[i].double()
         slope = (x - exact.denoised(x, hat)) / hat
         called.append(hat)
         if i == steps - 1:
