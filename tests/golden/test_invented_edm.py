@@ -132,13 +132,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[tuple[str | i
     ),
     (
         "EDMPrecond",
-        {"sigma_data": 0.8, "sigma_min": 0.01, "sigma_max": 50.0},
+        {"sigma_data": 0.8, "sigma_min": 0.01, "sigma_max": 50.0, "model_type": "SongUNet"},
         {"function": "EDMLoss", "P_mean": -0.6, "P_std": 0.9, "sigma_data": 0.4},
         {("arguments", "sigma_data"): 0.5, ("arguments", "sigma_max"): 60.0, ("settings", "loss", "sigma_data"): 0.8,
          ("settings", "loss", "P_std"): 1.2},
     ),
     (
-        "iDDPMPrecond", {"C_1": 0.05, "C_2": 0.03, "M": 40}, None,
+        "iDDPMPrecond", {"C_1": 0.05, "C_2": 0.03, "M": 40, "channel_mult": [4]}, None,
         {("arguments", "C_1"): 0.1, ("arguments", "C_2"): 0.008, ("arguments", "M"): 41},
     ),
 ]  # fmt: skip

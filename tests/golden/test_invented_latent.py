@@ -117,7 +117,7 @@ def network() -> tuple[UNet, dict[str, Tensor]]:
 
 
 class Published:
-    """The samplers' loops as published, in float64 but for the network."""
+    """The samplers' loops as published, in float64 except the network."""
 
     def __init__(self, settings: dict[str, Any], io: dict[str, Tensor], unet: UNet) -> None:
         self.settings, self.io, self.unet = settings, io, unet
