@@ -25,7 +25,7 @@ from unveil.io.files import write_atomically
 from unveil.io.locks import lock_holder
 from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store, migration
-from unveil.model.config import read_yaml
+from unveil.model.config import parse_recipe, read_yaml
 from unveil.train.metrics_logger import log
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
@@ -139,7 +139,7 @@ class RunFolder:
                         f"{self.path}: holds {name} but no recipe.yaml, so it is not a run; choose another folder"
                     )
             return
-        before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
+        before = _leaves(_completed(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))), str(path)))
         now = _leaves(read_yaml(yaml.safe_dump(dict(recorded)), "the recipe"))
         changed = [
             key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)
@@ -151,6 +151,17 @@ class RunFolder:
                 "\n".join([f"{self.path}: holds a run of another recipe:", *lines, *more])
                 + "\nchoose another run folder, or give the old settings to go on with it"
             )
+
+
+def _completed(before: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return a recorded recipe with the defaults of settings that are newer than it.
+
+    Other recorded settings, and recipes that are invalid now, are returned unchanged.
+    """
+    try:
+        return parse_recipe(before, where).model_dump(mode="json")
+    except RecipeError:
+        return before
 
 
 def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
