@@ -324,7 +324,7 @@ def log_likelihood(case: Case) -> Iterator[Comparison]:
 def likelihood_run(
     case: Case, key: str, given: Mapping[str, Any], ends: tuple[NoiseLevel, NoiseLevel]
 ) -> Iterator[Comparison]:
-    """One tolerance; a float32 record carries the error of its own solver, as far as the float64 one shows it."""
+    """One tolerance; a float32 record carries the error of that solver, as far as the float64 one shows it."""
     process = EDMProcess(case.meta["sigma_min"], case.meta["sigma_max"])
     x, probe = case.io["x"].double(), case.io["v"].double()
     density = log_density(

@@ -99,10 +99,10 @@ def test_an_event_cannot_name_a_file_of_another_key(keyed: Server, wrap: Any):
     event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "s"}
     body = wrap(event).encode()
     headers = {"content-type": "application/json"}
-    asked = {key: keyed.ask("POST", "/en/gradio_api/queue/join", body=body, headers=headers, key=key).status
-             for key in (KEY, OTHER)}  # fmt: skip
-    assert asked[OTHER] == 404
-    assert asked[KEY] != 404  # control
+    place = "/en/gradio_api/queue/join"
+    statuses = {key: keyed.ask("POST", place, body=body, headers=headers, key=key).status for key in (KEY, OTHER)}
+    assert statuses[OTHER] == 404
+    assert statuses[KEY] != 404  # control
     text = json.dumps({**event, "data": [f"look at {path}"]}).encode()
     assert keyed.ask("POST", "/en/gradio_api/queue/join", body=text, headers=headers, key=OTHER).status == 404
     assert status(keyed, path, OTHER) == 404

@@ -232,8 +232,8 @@ def _weighted_kid(
     for z, times in ((x, times_x), (y, times_y)):
         same_image = times.square()  # pairs of an image with itself or with its copies
         pairs = times.sum(1).square() - same_image.sum(1)
-        own = same_image @ _kernel(z.square().sum(1), z.shape[1], kernel)
-        result += (_kernel_sums(z, z, times, times, kernel) - own) / pairs
+        diagonal = same_image @ _kernel(z.square().sum(1), z.shape[1], kernel)
+        result += (_kernel_sums(z, z, times, times, kernel) - diagonal) / pairs
     return result
 
 

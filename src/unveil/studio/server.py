@@ -72,11 +72,11 @@ def add_studio(app: FastAPI, service: Service, budget: float | None) -> App:
 
 
 def temporary_folder(service: Service) -> Path:
-    """Return the folder for files from browsers, whose path the browsers are told.
+    """Return the folder for files from browsers, whose path the browsers receive.
 
     Without keys, all browsers are those of this machine's user, who may upload large files: it is a subfolder of the
-    state folder. With keys it is a new folder among the temporary ones of the system, so that the path of the state
-    folder is not told; it is deleted at the end of the process.
+    state folder. With keys it is a new folder among the temporary ones of the system, so that browsers do not
+    receive the path of the state folder; it is deleted at the end of the process.
     """
     if service.admins is None:
         return Path(os.path.realpath(service.queue.folder / CACHE))

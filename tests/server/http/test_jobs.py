@@ -121,7 +121,7 @@ def test_a_list_starts_after_an_own_job_only(begin: Begin):
 def test_looking_up_models_does_not_block_other_requests(begin: Begin, monkeypatch):
     looked, go = threading.Event(), threading.Event()
 
-    def slow(*given: Any) -> float:
+    def slow(*given: Any, **options: Any) -> float:
         looked.set()
         go.wait(20)
         return 1.0

@@ -124,7 +124,7 @@ def test_a_file_of_keys_that_others_can_read_is_refused(tmp_path: Path):
                 ):
                     options.load_keys({})
             else:
-                assert options.load_keys({}) == {"me": KEY}, oct(mode)
+                assert options.load_keys({}).keys == {"me": KEY}, oct(mode)
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------

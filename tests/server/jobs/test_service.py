@@ -204,7 +204,7 @@ def test_only_its_user_can_read_the_folder_of_a_server(tmp_path: Path):
             assert subprocess.run(["sh", "-c", f"echo a > {folder}/made_by_a_child"]).returncode == 0
             service.queue.submit("sample", {"prompt": "a ring"})
             new = modes(folder)
-            assert service.inputs.folder.parent == folder
+            assert service.uploads().folder.parent == folder
         assert {"service/jobs.sqlite3", "service/.server", "service/made_by_a_child"} <= new.keys()
         files = {name for name in new if (tmp_path / name).is_file() or "-" in name}
         assert {name: mode for name, mode in new.items() if mode != ("0600" if name in files else "0700")} == {}

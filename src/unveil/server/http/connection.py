@@ -133,7 +133,7 @@ class ConnectionPool:
 
     def _close_oldest(self, address: str) -> bool:
         """Close the connection of an address that has waited longest; return False if none waits."""
-        waiting = [one for one, other in self._open.items() if other == address and one.is_waiting]
+        waiting = [connection for connection, other in self._open.items() if other == address and connection.is_waiting]
         for connection in waiting[:1]:
             self.remove(connection)
             connection.transport.abort()

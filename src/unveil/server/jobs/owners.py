@@ -1,7 +1,7 @@
 """Data of each owner of a server: uploads and runs, the disk space that they use, and what it may be.
 
 An owner is the name of an API key. A server without keys has one owner, "", whose data lie in the state folder itself.
-Those of any other owner lie in a folder of its own, whose name is computed from the name of the key.
+The data of each key lie in a separate folder, whose name is computed from the name of the key.
 """
 
 from __future__ import annotations
