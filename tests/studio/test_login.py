@@ -163,9 +163,10 @@ def test_no_file_outside_of_its_folders_is_shown_by_the_page(keyed: Server, tmp_
         assert found.status in (400, 403, 404, 405, 422), (name, found.status)
         assert b"not for you" not in found.read()
         line.close()
-    (own / "inputs").mkdir(exist_ok=True)
-    (own / "inputs" / "shown.png").write_bytes(b"here")
-    assert keyed.ask("GET", f"/en/gradio_api/file={own}/inputs/shown.png", headers=cookie).body == b"here"
+    shown = keyed.service.uploads("ann").folder / "shown.png"
+    shown.parent.mkdir(parents=True, exist_ok=True)
+    shown.write_bytes(b"here")
+    assert keyed.ask("GET", f"/en/gradio_api/file={shown}", headers=cookie).body == b"here"
 
 
 # -- what a client without a key may cost -------------------------------------------------------------------------

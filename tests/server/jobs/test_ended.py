@@ -32,11 +32,11 @@ ASK = {"recipe": "ddpm-digits", "run_name": "mine"}
 SAVES = """
 import os, signal, sys, time
 from pathlib import Path
-place = Path(os.environ["PLACE"])
+place = Path(os.environ["UNVEIL_TEST_PLACE"])
 
 def stop(number, frame):
     print("saving", flush=True)
-    time.sleep(float(os.environ.get("SAVING", "0")))
+    time.sleep(float(os.environ.get("UNVEIL_TEST_SAVING", "0")))
     (place / "saved").write_text("")
     sys.exit(128 + number)
 
@@ -72,7 +72,7 @@ Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {{"train": work}})
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which the fake command saves."""
-    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.setenv("UNVEIL_TEST_PLACE", str(tmp_path))
     return tmp_path
 
 
@@ -216,7 +216,7 @@ def test_a_command_that_is_interrupted_each_time_fails_finally(queue, own, says)
 
 def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resumes_it(queue, place, monkeypatch):
     """A server that is stopped repeatedly does not count against the job."""
-    monkeypatch.setenv("SAVING", "1")
+    monkeypatch.setenv("UNVEIL_TEST_SAVING", "1")
     id = queue.submit(TRAIN, ASK).id
     pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
     pool.start()
@@ -230,8 +230,22 @@ def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resu
     again.stop()
 
 
+def test_a_worker_gets_no_secret_of_the_server(queue, place, monkeypatch):
+    for name in ("UNVEIL_SERVER_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DATABASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "a secret")
+    monkeypatch.setenv("UNVEIL_MODELS", "models")
+    script = f"import os; open({str(place / 'seen')!r}, 'w').write(repr(dict(os.environ)))"
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    pool.start()
+    until(lambda: (place / "seen").exists() and (place / "seen").read_text().endswith("}"))
+    pool.stop()
+    seen = (place / "seen").read_text()
+    assert "a secret" not in seen
+    assert "'UNVEIL_MODELS': 'models'" in seen  # control
+
+
 def test_a_command_left_saving_by_a_killed_worker_is_awaited(queue, own, place, says, monkeypatch):
-    monkeypatch.setenv("SAVING", "1.5")
+    monkeypatch.setenv("UNVEIL_TEST_SAVING", "1.5")
     says(SAVES)
     id = queue.submit(TRAIN, ASK).id
     with subprocess.Popen([sys.executable, "-c", WORKER, str(queue.folder), "first"]) as first:

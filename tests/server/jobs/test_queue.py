@@ -410,7 +410,7 @@ def test_only_ended_jobs_are_deleted(queue):
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_fails(tmp_path: Path):
-    """It is stopped as a cancelled one is; the queue names a worker that does not stop it; the job is not tried again."""
+    """It is stopped as a cancelled one is; a worker that does not stop it is named; the job is not tried again."""
     queue = Queue(tmp_path, QueueLimits(seconds=0.1))
     for ends in ("stops", "dies", "completes"):
         job = queue.submit("sample", {})
