@@ -268,7 +268,7 @@ def test_force_keeps_a_run_that_is_being_trained(cli: Cli, tmp_path: Path):
         refused(
             cli("train", "ddpm-digits", "--quick", "--output-dir", run, "--force"),
             5,
-            "another process trains in this folder",
+            f"another process ({os.getpid()}) trains in this folder",
         )
     assert (run / "recipe.yaml").exists()
 

@@ -23,8 +23,8 @@ from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
 from tests.io.video.tiny_videos import make_video
 from unveil.generation.image_output import read_generation_metadata
+from unveil.io import staging
 from unveil.io.images import png
-from unveil.io.video import writer
 from unveil.io.video.reader import VideoLimits, VideoReader
 from unveil.io.video.writer import write_video
 
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing(cli: Cli, model: Path, tmp_path: Path, monke
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer, "sync_file", full)
+    monkeypatch.setattr(staging, "sync", full)
     done = cli("video", WORDS[0], "--model", model, "-o", "out.mp4", "--json")
     refused(done, 5, "out.mp4: the disk is full", "free some space")
     assert json.loads(done.out)["exit_code"] == 5

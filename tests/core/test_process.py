@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -152,6 +153,19 @@ def test_betas_scale_with_the_number_of_steps_only_where_published():
     for kind in BETAS:
         assert betas(kind, 10).shape == (10,)
         assert betas(kind, 10).dtype == torch.float64
+
+
+def test_the_cosine_table_has_its_offset_and_largest_beta():
+    steps, offset, largest = 12, 0.05, 0.6
+    curve = [math.cos((i / steps + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(steps + 1)]
+    want = [min(1 - after / before, largest) for before, after in itertools.pairwise(curve)]
+    got = betas("cosine", steps, offset=offset, largest=largest)
+    assert got.tolist() == pytest.approx(want)
+    assert got[-1] == largest
+    with pytest.raises(RecipeError, match="the offset must be > 0"):
+        betas("cosine", steps, offset=0.0)
+    with pytest.raises(RecipeError, match=r"the largest beta in \(0, 1\]"):
+        betas("cosine", steps, largest=1.5)
 
 
 def test_partly_noised_levels_keep_context_clean():

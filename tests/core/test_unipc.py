@@ -124,7 +124,18 @@ def test_ends_are_finite_and_leave_nothing_to_correct(variant):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(RecipeError, match="order = 4: must lie in 1 to 3"):
-        unipc(log_snr_schedule(5), 4)
+    with pytest.raises(RecipeError, match="order = 0: must be 1 or more"):
+        unipc(log_snr_schedule(5), 0)
     with pytest.raises(RecipeError, match=r"t = 1.0: alpha is 0 there"):
         unipc(schedules.uniform(CosineVP(), 5), of="eps")
+
+
+def test_orders_above_three_use_as_many_estimates():
+    rows = unipc(log_snr_schedule(8), 5, lower_below=0).rows
+    assert [len(row.gains) for row in rows] == [1, 2, 3, 4, 5, 6, 6, 6]
+    weights = varying([scalar(-float(k)) for k in range(5)], scalar(-0.7))
+    share = torch.linspace(0, 1, 20001, dtype=torch.float64)
+    kernel = (-0.7 * (1 - share)).exp()
+    want = torch.trapezoid(kernel * share**4, share) / torch.trapezoid(kernel, share)
+    got = sum(weight.item() * float(-k) ** 4 for k, weight in enumerate(weights))
+    assert got == pytest.approx(want.item(), rel=1e-6)

@@ -357,4 +357,4 @@ def test_a_name_cannot_steer_the_terminal(folder, paint):
     (folder / "\x1b[31mred.png").write_text("text")
     text = data.check_images(config(folder)).to_text()
     assert "\x1b" not in text
-    assert r"'\x1b[31mred.png'" in text
+    assert r"\x1b[31mred.png" in text

@@ -9,6 +9,7 @@ from PIL import Image
 
 from unveil.data.image_decoding import DecodeOptions, read_image
 from unveil.errors import DataError
+from unveil.io.video import containers
 
 
 def shown(path: Path, **rule: object) -> np.ndarray:
@@ -194,3 +195,16 @@ def test_damaged_files_never_raise_anything_but_a_named_error(folder, paint, suf
             errors.append(str(error))
     assert len(errors) > 40
     assert all(text.startswith(f"{folder}/mutant: ") for text in errors)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png"])
+def test_all_frames_of_an_animation_count_towards_its_pixels(folder, gradient, monkeypatch, name):
+    frames = [Image.fromarray(np.roll(gradient, number, axis=0)) for number in range(4)]
+    frames[0].save(folder / name, save_all=True, append_images=frames[1:], lossless=True)
+    monkeypatch.setattr(containers, "MAX_ANIMATION_PIXELS", 4 * 64)
+    assert np.array_equal(shown(folder / name), gradient)
+    monkeypatch.setattr(containers, "MAX_ANIMATION_PIXELS", 4 * 64 - 1)
+    with pytest.raises(DataError, match=rf"{name}: 4 frames of 8 x 8 = 256 pixels: the limit of an animated image"):
+        shown(folder / name)
+    frames[0].save(folder / name, lossless=True)
+    assert np.array_equal(shown(folder / name), gradient)  # a still image has another limit

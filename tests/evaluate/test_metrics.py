@@ -17,15 +17,19 @@ def rows(count: int, dim: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((count, dim)))
 
 
-def test_kid_of_small_sets_is_the_formula():
+@pytest.mark.parametrize(("degree", "offset"), [(3, 1.0), (2, 0.5)])
+def test_kid_of_small_sets_is_the_formula(degree, offset):
     x, y = rows(5, 3, 1), rows(4, 3, 2)
 
     def kernel(a: Tensor, b: Tensor) -> float:
-        return float((a @ b / 3 + 1) ** 3)
+        return float((a @ b / 3 + offset) ** degree)
 
     within = [np.mean([kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]) for z in (x, y)]
     across = np.mean([kernel(a, b) for a in x for b in y])
-    assert metrics.kid(x, y) == pytest.approx(within[0] + within[1] - 2 * across, rel=1e-12)
+    want = pytest.approx(within[0] + within[1] - 2 * across, rel=1e-12)
+    assert metrics.kid(x, y, degree=degree, offset=offset) == want
+    subsets = metrics.kid_of_subsets(x, y[[0, 1, 2, 3, 0]], subsets=1, size=5, degree=degree, offset=offset)
+    assert subsets.mean == pytest.approx(metrics.kid(x, y[[0, 1, 2, 3, 0]], degree=degree, offset=offset))
 
 
 def test_kid_is_unbiased_at_any_size():

@@ -14,6 +14,7 @@ from unveil.reproduce.claim_page import page
 from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES
 from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.owners import OwnerData
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import Worker
 from unveil.server.jobs.worker_main import MADE
@@ -52,6 +53,7 @@ def test_what_jobs_made_is_listed_from_their_folders(files):
 def test_jobs_that_waited_or_ran_are_done_or_say_why_not(queue, files):
     queue.recover()
     with chdir(files):
+        OwnerData(Path("service")).adopt(queue.jobs())
         worker = Worker("now", queue, JobOutputs(Path("service") / MADE), job_handlers(Path("service"), "cpu"))
         while worker.run_next():
             pass

@@ -1,7 +1,8 @@
 """python -m tests.golden CASE_DIR...: runs recorded cases and prints one line per compared tensor group.
 
 A folder that holds cases below it is walked. Lines: case, name, largest error, tolerance, `ok` or `FAIL`; a kind
-that is not known prints `unsupported`. Exits 1 when a line is FAIL or unsupported.
+that is not known prints `unsupported`. A setting of the case that was never read fails as `unread`. Exits 1 when a line
+is FAIL or unsupported.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.settings import unread
 
-Kinds = dict[str, Callable[[Path], Iterator[Comparison]]]
+Kinds = dict[str, Callable[[Case], Iterator[Comparison]]]
 MODULES = (
     "networks",
     "dit",
     "diffusion",
+    "ddim",
     "metrics",
     "solvers",
     "latent_samplers",
@@ -61,7 +64,7 @@ def run(folder: Path, known: Kinds) -> Iterator[tuple[str, bool]]:
         return
     count = 0
     try:
-        for comparison in known[case.kind](folder):
+        for comparison in known[case.kind](case):
             error, tolerance, ok, note = comparison.judge(case.rules)
             word = "ok" if ok else "FAIL" + (f" ({note})" if note else "")
             yield f"{case.name}  {comparison.name}  {error:.3g}  {tolerance:.3g}  {word}", ok
@@ -73,6 +76,8 @@ def run(folder: Path, known: Kinds) -> Iterator[tuple[str, bool]]:
     else:
         if not count:
             yield f"{case.name}  {case.kind}  -  -  FAIL (nothing was compared)", False
+        for setting in unread(case.meta):
+            yield f"{case.name}  {setting}  -  -  FAIL (unread)", False
 
 
 def main(arguments: list[str]) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.golden.case import Case, Comparison
+from tests.golden.case import Case, Comparison, Unsupported, separately
+from tests.golden.settings import Settings
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, Quantised, VQModel, VQModelConfig
 from unveil.autoencoders.vq import Order, Quantiser, Remap, codebook_usage
 from unveil.checkpoints.formats import autoencoder
 
 
 @torch.no_grad()
-def autoencoder_kl(folder: Path) -> Iterator[Comparison]:
+def autoencoder_kl(case: Case) -> Iterator[Comparison]:
     """AutoencoderKL: moments, the Gaussian and what is decoded."""
-    case = Case(folder)
     codec = autoencoder.build_autoencoder(case.weights(), autoencoder.config_from_arguments(case.meta["arguments"]))
     assert isinstance(codec, AutoencoderKL)
     assert isinstance(codec.config, AutoencoderKLConfig)
@@ -45,55 +47,67 @@ def autoencoder_kl(folder: Path) -> Iterator[Comparison]:
 
 
 @torch.no_grad()
-def vqmodel(folder: Path) -> Iterator[Comparison]:
-    """VQModel, and VQModelInterface, which quantises when it decodes."""
-    case = Case(folder)
-    codec = autoencoder.build_autoencoder(case.weights(), autoencoder.config_from_arguments(case.meta["arguments"]))
+def vqmodel(case: Case) -> Iterator[Comparison]:
+    """VQModel, and VQModelInterface, which quantises when it decodes.
+
+    What follows the encoder starts from the recorded `prequant`: the rounding of another z is near the tolerance
+    of what is decoded.
+    """
+    io, settings, arguments = case.io, case.meta["settings"], case.meta["arguments"]
+    config = autoencoder.config_from_arguments(arguments)
+    assert isinstance(config, VQModelConfig)
+    config = replace(config, beta=settings["beta"], order=_order(settings["legacy"]))
+    codec = autoencoder.build_autoencoder(case.weights(), config)
     assert isinstance(codec, VQModel)
-    z = codec.encoded(case.io["x"])
-    found = codec.quantise(z)
+    z = codec.encoded(io["x"])
+    quantised = codec.quantise(io["prequant"])
     rows = {
         "prequant": z,
-        "quant": found.latents,
-        "emb_loss": found.loss,
-        "indices": _shaped_as(case, "indices", _counted_anew(case.io, "indices", found.indices)),
-        "decode_quant": codec.decoded(found.latents),
-        "nearest_margin_min": _margin(codec.quantiser, case.io["prequant"]),
-        "entry": codec.entry(found.indices),
-        "interface_encode": codec.encode(case.io["x"]),
-        "interface_decode": codec.decode(codec.encode(case.io["x"])),
-        "interface_decode_noquant": codec.decoded(codec.encode(case.io["x"])),
+        "quant": quantised.latents,
+        "emb_loss": quantised.loss,
+        "indices": _indices(quantised.indices, io, ChainMap(arguments, settings)),  # type: ignore[arg-type]
+        "decode_quant": codec.decoded(quantised.latents),
+        "nearest_margin_min": _margin(codec.quantiser, io["prequant"]),
+        "entry": codec.entry(quantised.indices),
+        "interface_encode": codec.encode(io["x"]),
+        "interface_decode": codec.decode(io["prequant"]),
+        "interface_decode_noquant": codec.decoded(io["prequant"]),
     }
     for name, value in rows.items():
-        if name in case.io:
+        if name in io:
             yield case.compare(name, value)
 
 
 @torch.no_grad()
-def quantizer(folder: Path) -> Iterator[Comparison]:
-    """VectorQuantizer and VectorQuantizer2 in both orders of the loss, with entries counted again."""
-    case = Case(folder)
-    io, meta = case.io, case.meta
-    for variant in sorted({name.partition(".")[0] for name in io if "." in name}):
-        order: Order = "fixed" if variant == "fixed" else "legacy"
-        quantiser = _quantiser(io["embedding"], order, float(meta.get("beta", 0.25)))
-        found: Quantised = quantiser(io["z"])
-        indices = found.indices
-        if variant.startswith("remap"):
-            indices = _counted_anew(io, f"{variant}.indices", indices)
-        rows = {
-            "zq": found.latents,
-            "loss": found.loss,
-            "perplexity": torch.tensor(codebook_usage(indices, len(io["embedding"])).perplexity),
-            "indices": _shaped_as(case, f"{variant}.indices", indices),
-        }
-        for name, value in rows.items():
-            if f"{variant}.{name}" in io:
-                yield case.compare(f"{variant}.{name}", value)
+def quantizer(case: Case) -> Iterator[Comparison]:
+    """VectorQuantizer and VectorQuantizer2 in both orders of the loss, with entries renumbered."""
+    io, settings = case.io, case.meta["settings"]
+    sizes = torch.tensor([case.meta["n_e"], case.meta["e_dim"]])
+    yield case.compare("sizes of the codebook", torch.tensor(io["embedding"].shape), want=sizes)
+    for name, variant in settings["variants"].items():
+        yield from separately(name, _variant(case, name, variant, variant.get("beta", settings["beta"])))
     if "entry" in io:
         batch, _, height, width = io["entry"].shape
         tokens = io["entry_idx"].reshape(batch, height, width)
-        yield case.compare("entry", _quantiser(io["embedding"], "legacy", 0.25).entry(tokens))
+        yield case.compare("entry", _quantiser(io["embedding"], "legacy", settings["beta"]).entry(tokens))
+
+
+def _variant(case: Case, name: str, variant: Settings, beta: float) -> Iterator[Comparison]:
+    """One configuration of the published classes."""
+    io, kind = case.io, variant.get("class", "VectorQuantizer2")
+    if kind not in ("VectorQuantizer", "VectorQuantizer2"):
+        raise Unsupported(f"class {kind!r}")
+    quantised: Quantised = _quantiser(io["embedding"], _order(variant.get("legacy", True)), beta)(io["z"])
+    indices = _indices(quantised.indices, io, variant)
+    rows = {
+        "zq": quantised.latents,
+        "loss": quantised.loss,
+        "perplexity": torch.tensor(codebook_usage(quantised.indices, len(io["embedding"])).perplexity),
+        "indices": indices.reshape(-1, 1) if kind == "VectorQuantizer" else indices,
+    }
+    for field, value in rows.items():
+        if f"{name}.{field}" in io:
+            yield case.compare(f"{name}.{field}", value)
 
 
 def _quantiser(embedding: Tensor, order: Order, beta: float) -> Quantiser:
@@ -103,22 +117,18 @@ def _quantiser(embedding: Tensor, order: Order, beta: float) -> Quantiser:
     return quantiser
 
 
-def _shaped_as(case: Case, name: str, indices: Tensor) -> Tensor:
-    """Indices (B, h, w) in the shape that was recorded, which depends on the caller's settings."""
-    return indices.reshape(case.io[name].shape) if name in case.io else indices
+def _order(legacy: bool) -> Order:
+    return "legacy" if legacy else "fixed"
 
 
-def _counted_anew(io: dict[str, Tensor], name: str, indices: Tensor) -> Tensor:
-    """Indices among those of `used`, where there is such a tensor.
-
-    What stands for all others is in no setting: it is read off the first of them.
-    """
-    if "used" not in io:
+def _indices(indices: Tensor, io: dict[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+    """Indices (B, h, w) as VectorQuantizer2 returns them: renumbered where `unknown_index` is set, and in its shape."""
+    unknown, keeps_shape = settings.get("unknown_index"), settings.get("sane_index_shape", False)
+    if unknown is not None:
+        indices = Remap(tuple(io["used"].tolist()), unknown).remap_to_used(indices)
+    if keeps_shape:
         return indices
-    used = io["used"]
-    others = io[name].flatten()[~torch.isin(indices.flatten(), used)]
-    unknown = int(others[0]) if len(others) else len(used)
-    return Remap(tuple(used.tolist()), "extra" if unknown == len(used) else unknown).remap_to_used(indices)
+    return indices.reshape(-1) if unknown is None else indices.reshape(-1, 1)
 
 
 def _margin(quantiser: Quantiser, z: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ def _margin(quantiser: Quantiser, z: Tensor) -> Tensor:
     return (distances[:, 1] - distances[:, 0]).min().float()
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "latent-diffusion/autoencoder_kl": autoencoder_kl,
     "latent-diffusion/vqmodel": vqmodel,
     "taming-transformers/quantizer": quantizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.golden.settings import Settings
 
 
 class Unsupported(Exception):
@@ -34,6 +36,7 @@ class Comparison:
 
     least: the least tolerance that float32 allows for; its kernels' last digits differ from CPU to CPU, so
     what grows out of them in many steps cannot meet the record of one on all.
+    failure: why nothing was computed; such a comparison fails.
     """
 
     name: str
@@ -41,9 +44,12 @@ class Comparison:
     want: Tensor
     single: Tensor | None = None
     least: Tensor | None = None
+    failure: str = ""
 
     def judge(self, rules: Mapping[str, Any]) -> Verdict:
         """By the `compare` entry of the case: |got - want| <= rtol |want| + max(atol, atol_of_max max|want|)."""
+        if self.failure:
+            return Verdict(math.inf, 0.0, False, self.failure)
         verdict = _judge(self.got, self.want, rules, at_least=self.least)
         if self.single is None or not verdict.ok:
             return verdict
@@ -53,12 +59,21 @@ class Comparison:
         return verdict if second.ok else second._replace(note="against the float32 record")
 
 
+def separately(name: str, comparisons: Iterator[Comparison]) -> Iterator[Comparison]:
+    """The comparisons of one run; an error in it is a comparison that fails, so that other runs are not hidden."""
+    try:
+        yield from comparisons
+    except Exception as error:
+        nothing = torch.empty(0)
+        yield Comparison(name, nothing, nothing, failure=f"{type(error).__name__}: {error}")
+
+
 class Case:
     """A folder REPO/CASE: `meta` (settings), `io` (inputs, noises, outputs) and `weights()`."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
+        self.meta = Settings(json.loads((self.folder / "meta.json").read_text()))
 
     @property
     def name(self) -> str:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.golden import published_order
-from tests.golden.case import Case, Comparison
-from tests.golden.diffusion import Formula, Setup, drawn, expanded
+from tests.golden.case import Case, Comparison, Unsupported, separately
+from tests.golden.diffusion import OPENAI, Formula, Setup, drawn, expanded, keywords, variance_of
 from tests.golden.networks import loaded_classifier
 from unveil.checkpoints import openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, schedules
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import DenoiseFn, Denoiser
-from unveil.core.prediction import VarianceRule, fixed_large, fixed_small, is_learned, learned_range
+from unveil.core.prediction import is_learned
 from unveil.core.samplers import SamplerState, ancestral, ddim, run
 from unveil.core.samplers.ancestral import Shift
 from unveil.nn.unet import UNet
@@ -31,15 +30,14 @@ class Guided:
     """The case's diffusion object: its step (clipped, as published), its variance, and the gradient that guides it."""
 
     def __init__(self, case: Case) -> None:
-        self.case, made = case, case.meta["constructor"]
+        self.case, call = case, keywords(case.meta["constructor"], OPENAI)
         self.setup = Setup(
-            made["noise_schedule"], made["steps"], made["timestep_respacing"],
-            rescale=made.get("rescale_timesteps", False), timesteps=case.meta["timestep_map"],
+            call["noise_schedule"], call["steps"], call["timestep_respacing"], rescale=call["rescale_timesteps"],
+            timesteps=case.meta["timestep_map"],
         )  # fmt: skip
-        small = fixed_small if made.get("sigma_small", False) else fixed_large
-        self.variance: VarianceRule = learned_range if made.get("learn_sigma", False) else small
+        self.variance = variance_of(call)
         self.classes = case.io["input.y"]
-        self.prediction = predictions.x0 if made.get("predict_xstart", False) else predictions.eps
+        self.prediction = predictions.x0 if call["predict_xstart"] else predictions.eps
 
     def step(
         self, rows: slice = slice(None), dtype: torch.dtype = torch.float32, clip: Clip | None = None
@@ -48,8 +46,10 @@ class Guided:
         settings, learns = self.case.meta["model"], is_learned(self.variance)
         condition = None
         if "cls" in settings:
+            if settings["cls"] != "UNetModel":
+                raise Unsupported(f"model {settings['cls']!r}")
             config = openai_keys.config_from_arguments(settings["constructor"])
-            parts = openai_keys.convert_state_dict(self.case.weights(), config)
+            parts = openai_keys.convert_state_dict(self.weights(settings["weights"]), config)
             network: nn.Module = UNet(config)
             network.load_state_dict(parts.network)
             if parts.label is not None:
@@ -69,16 +69,23 @@ class Guided:
         """The recorded `cond_fn`, of some of the samples."""
         classes = self.classes[rows]
         if "classifier" not in self.case.meta:
-            scale = self.case.meta["cond_scale"]
-            return lambda x, level: (
-                scale * (like(0.1 * classes - 0.4, x) - x) * (1 + 0.0005 * self.network_input(level, x))
-            )
+            cond = self.case.meta["settings"]["cond"]
+            scale, a, b, c = (cond[name] for name in ("scale", "a", "b", "c"))
+            return lambda x, level: scale * (like(a * classes - b, x) - x) * (1 + c * self.network_input(level, x))
         settings = self.case.meta["classifier"]
-        theirs = load_file(self.case.folder / settings["weights"])
+        if settings["cls"] != "EncoderUNetModel":
+            raise Unsupported(f"classifier {settings['cls']!r}")
+        theirs = self.weights(settings["weights"])
         config = openai_keys.classifier_config_from_arguments(settings["constructor"])
-        network = loaded_classifier(config, {key: value.float() for key, value in theirs.items()}).to(dtype)
+        network = loaded_classifier(config, theirs).to(dtype)
         score = guidance.log_probability(lambda x, level: network(x, self.network_input(level, x).flatten()), classes)
         return guidance.gradient(score, settings["scale"])
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """A file of the case in float32; one that is not there is that of the case that it has its weights from."""
+        path = self.case.folder / name
+        theirs = load_file(path) if path.exists() else self.case.weights()
+        return {key: value.float() for key, value in theirs.items()}
 
     def network_input(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The index of the whole schedule, for each sample, of x's rank."""
@@ -86,9 +93,8 @@ class Guided:
         return like(index.expand(len(x)), x)  # type: ignore[return-value]
 
 
-def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
+def classifier_guidance(case: Case) -> Iterator[Comparison]:
     """guided-diffusion/guidance: single steps at given places of the chain, then whole runs."""
-    case = Case(case_dir)
     guided, io = Guided(case), case.io
     x, level = io["input.x_t"], guided.setup.levels(io["input.t"])
     move, step, shift = guided.setup.chain.of(level), guided.step(), guided.shift()
@@ -136,14 +142,20 @@ def loops(case: Case, guided: Guided) -> Iterator[Comparison]:
     chaotic = "cls" in case.meta["model"]  # see `published_order`
     for key in case.io:
         if key.endswith(".noises"):
-            name, noises = key.removesuffix(".noises"), case.io[key]
-            if not chaotic:
-                yield case.compare(f"{name}.sample", as_library(guided, name, noises))
-                continue
-            made, nudged = (as_published(guided, name, one) for one in (noises, last_digit(noises)))
-            yield case.compare(f"{name}.sample", made, least=10 * (made - nudged).abs().max().double())
-            own, theirs = (order(guided, name, noises.double()) for order in (as_library, as_published))
-            yield case.compare(f"{name}.library", own.float(), want=theirs.float())
+            name = key.removesuffix(".noises")
+            yield from separately(name, loop(case, guided, name, chaotic=chaotic))
+
+
+def loop(case: Case, guided: Guided, name: str, *, chaotic: bool) -> Iterator[Comparison]:
+    """One whole run."""
+    noises = case.io[f"{name}.noises"]
+    if not chaotic:
+        yield case.compare(f"{name}.sample", as_library(guided, name, noises))
+        return
+    sample, nudged = (as_published(guided, name, start) for start in (noises, last_digit(noises)))
+    yield case.compare(f"{name}.sample", sample, least=10 * (sample - nudged).abs().max().double())
+    own, theirs = (order(guided, name, noises.double()) for order in (as_library, as_published))
+    yield case.compare(f"{name}.library", own.float(), want=theirs.float())
 
 
 def last_digit(noises: Tensor) -> Tensor:
@@ -179,4 +191,4 @@ def eta_of(name: str) -> float:
     return float(name.partition("_eta")[2] or 0)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"guided-diffusion/guidance": classifier_guidance}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"guided-diffusion/guidance": classifier_guidance}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.golden.case import Case, Comparison
+from tests.golden.case import Case, Comparison, separately
 from tests.golden.k_diffusion import by_draw, by_step, ratio
 from unveil.core import loss_weights, preconditioning, schedules
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
@@ -25,24 +24,25 @@ from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel
 
-LEAST, MOST, RHO, DATA = 0.002, 80.0, 7.0, 0.5  # defaults of the original
+LEAST, MOST, RHO, STEPS = 0.002, 80.0, 7.0, 40  # defaults of the original
 
 
-def karras(given: dict[str, Any]) -> Schedule:
+def karras(given: Mapping[str, Any]) -> Schedule:
     """`get_sigmas_karras`: n levels and 0."""
     low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
     return schedules.karras(EDMProcess(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
 
 
-def stops(given: dict[str, Any]) -> Schedule:
+def stops(given: Mapping[str, Any]) -> Schedule:
     """The levels `ts` of multistep sampling, numbers of a Karras schedule of `steps`; the last is where it ends."""
     low, high = (given.get(name, least) for name, least in (("t_min", LEAST), ("t_max", MOST)))
-    rho, steps = given.get("rho", RHO), given["steps"]
+    rho, steps = given.get("rho", RHO), given.get("steps", STEPS)
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return schedules.from_sigmas(EDMProcess(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
+    start, *others = ((first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"])
+    return schedules.from_sigmas(EDMProcess(), [start, *(min(max(level, low), high) for level in others)])
 
 
-def exact(settings: dict[str, Any]) -> DenoiseFn:
+def exact(settings: Mapping[str, Any]) -> DenoiseFn:
     """The recorded denoiser: a mixture of numbers, at every pixel."""
     pixel = Mixture(settings["w"], torch.tensor(settings["m"], dtype=torch.float64), settings["s"])
 
@@ -52,8 +52,7 @@ def exact(settings: dict[str, Any]) -> DenoiseFn:
     return step
 
 
-def sigmas(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def sigmas(case: Case) -> Iterator[Comparison]:
     for k, given in enumerate(case.meta["specs"]):
         schedule = karras(given)
         yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in schedule])
@@ -68,7 +67,7 @@ def sigmas(case_dir: Path) -> Iterator[Comparison]:
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
 
-def planned(kind: str, schedule: Schedule, given: dict[str, Any]) -> CoefficientTable:
+def planned(kind: str, schedule: Schedule, given: Mapping[str, Any]) -> CoefficientTable:
     """The table of an original sampler over its sigmas."""
     churn = {name: given[name] for name in CHURN if name in given}
     if kind == "onestep":
@@ -98,27 +97,33 @@ def noise_of(kind: str, plan: CoefficientTable, schedule: Schedule, noises: Tens
     return by_step(plan, schedule, noises) if kind in ("heun", "dpm") else by_draw(plan, noises)
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
+def samplers(case: Case) -> Iterator[Comparison]:
     """Samplers called directly."""
-    case = Case(case_dir)
     step, schedule = exact(case.meta["denoiser"]), karras(case.meta["sigmas"])
     yield case.compare("sigmas", [ratio(level) for level in schedule])
     for name, given in case.meta["arguments"].items():
-        kind = name.rstrip("0123456789").removesuffix("_churn")
-        plan = planned(kind, schedule, {"rho": case.meta["sigmas"].get("rho", RHO), **given})
-        noises = case.io.get(f"{name}.noises")
-        seen: list[Tensor] = []
+        yield from separately(name, direct_run(case, name, step, schedule, given))
 
-        def watch(shown: SamplingProgress, plan: CoefficientTable = plan, seen: list[Tensor] = seen) -> None:
-            """The original shows the first call of each step; ours follows no marked row."""
-            number = shown.state.number - 1
-            if number == 0 or not plan.rows[number - 1].saves_x:
-                seen.append(shown.estimate.x0.clone())
 
-        x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, schedule, noises), on_step=watch)
-        yield case.compare(f"{name}.sample", x)
-        if f"{name}.denoised" in case.io:
-            yield case.compare(f"{name}.denoised", torch.stack(seen))
+def direct_run(
+    case: Case, name: str, step: DenoiseFn, schedule: Schedule, given: Mapping[str, Any]
+) -> Iterator[Comparison]:
+    """One sampler called directly."""
+    kind = name.rstrip("0123456789").removesuffix("_churn")
+    plan = planned(kind, schedule, given)
+    noises = case.io.get(f"{name}.noises")
+    seen: list[Tensor] = []
+
+    def watch(shown: SamplingProgress) -> None:
+        """The original shows the first call of each step; ours follows no marked row."""
+        number = shown.state.number - 1
+        if number == 0 or not plan.rows[number - 1].saves_x:
+            seen.append(shown.estimate.x0.clone())
+
+    x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, schedule, noises), on_step=watch)
+    yield case.compare(f"{name}.sample", x)
+    if f"{name}.denoised" in case.io:
+        yield case.compare(f"{name}.denoised", torch.stack(seen))
 
 
 # ---------------------------------------------------------------------- a network and all around it
@@ -127,7 +132,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
 class Toy(nn.Module):
     """The recorded network: a x + b sin(c t) + d tanh(x rolled)."""
 
-    def __init__(self, given: dict[str, float]) -> None:
+    def __init__(self, given: Mapping[str, float]) -> None:
         super().__init__()
         self.a, self.b, self.c, self.d = (given[name] for name in "abcd")
 
@@ -145,28 +150,34 @@ class Teacher(preconditioning.EDMPreconditioning):
         return 1000 * super().timestep(level)
 
 
-def toy_net(case_dir: Path) -> Iterator[Comparison]:
+def toy_net(case: Case) -> Iterator[Comparison]:
     """`karras_sample` as a whole: x is noise times sigma_max, x0 and the sample are clamped."""
-    case = Case(case_dir)
-    network = Toy(case.meta["network"])
     for name, given in case.meta["arguments"].items():
-        kind, noises = given["sampler"], case.io[f"{name}.noises"]
-        low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
-        data = given.get("sigma_data", DATA)
-        shell = preconditioning.ConsistencyPreconditioning(data, low) if given["distillation"] else Teacher(data)
-        clip = given.get("clip_denoised", True)
-        step = Denoiser(network, EDMProcess(), prediction=shell)
-        count = given["steps"] + (kind == "progdist")
-        schedule = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
-        plan = planned(kind, schedule, {"t_min": low, "t_max": high, **given})
-        noise = noise_of(kind, plan, schedule, noises[1:])
-        x = run(plan, clip_static(step) if clip else step, high * noises[0], noise=noise)
-        # the original clamps the sample whatever clip_denoised says
-        yield case.compare(f"{name}.sample", x.clamp(-1, 1))
+        yield from separately(name, toy_run(case, name, given))
 
 
-def scalings(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def toy_run(case: Case, name: str, given: Mapping[str, Any]) -> Iterator[Comparison]:
+    """One call of `karras_sample`: the range of levels is its own; the boundary and multistep's rho the denoiser's."""
+    trained, noises = case.meta["settings"]["denoiser"], case.io[f"{name}.noises"]
+    kind, data = given["sampler"], trained["sigma_data"]
+    boundary = preconditioning.ConsistencyPreconditioning(data, trained["sigma_min"])
+    step = Denoiser(
+        Toy(case.meta["network"]), EDMProcess(), prediction=boundary if given["distillation"] else Teacher(data)
+    )
+    low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
+    count = given["steps"] + (kind == "progdist")
+    schedule = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
+    # every sampler takes all keywords, whether it uses them or not
+    options = {option: given[option] for option in (*CHURN, "ts") if option in given}
+    options |= {"t_min": low, "t_max": high, "rho": trained["rho"], "steps": given["steps"]}
+    plan = planned(kind, schedule, options)
+    clipped = clip_static(step) if given.get("clip_denoised", True) else step
+    x = run(plan, clipped, high * noises[0], noise=noise_of(kind, plan, schedule, noises[1:]))
+    # the original clamps the sample whatever clip_denoised is
+    yield case.compare(f"{name}.sample", x.clamp(-1, 1))
+
+
+def scalings(case: Case) -> Iterator[Comparison]:
     level = EDMProcess().at(case.io["input.sigma"].double() / EDMProcess().sigma_max)
     for k, given in enumerate(case.meta["specs"]):
         data = given["sigma_data"]
@@ -244,9 +255,8 @@ def replaced(step: DenoiseFn, basis: Basis, images: Tensor) -> DenoiseFn:
     return guided
 
 
-def editing(case_dir: Path) -> Iterator[Comparison]:
+def editing(case: Case) -> Iterator[Comparison]:
     """Colouring and super-resolution without training."""
-    case = Case(case_dir)
     step, images = exact(case.meta["denoiser"]), case.io["input.images"]
     schedule = stops(case.meta)
     for name, basis in (("colorization", luminance()), ("superres", patches(images.shape[-1]))):
@@ -261,7 +271,7 @@ def editing(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.sample", x)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "consistency_models/karras_sigmas": sigmas,
     "consistency_models/samplers": samplers,
     "consistency_models/karras_sample_toy_net": toy_net,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden import dit
-from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.case import Case, Comparison, separately
 from unveil.checkpoints import openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import prediction as predictions
@@ -21,13 +20,13 @@ from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
 from unveil.core.objective import DiffusionLoss
 from unveil.core.prediction import (
+    Prediction,
     VarianceRule,
     fixed_large,
     fixed_small,
     is_learned,
     learned,
     learned_range,
-    posterior_mix,
 )
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
@@ -46,13 +45,38 @@ OPENAI_VARIANCE = {
 }
 
 
-class Formula(nn.Module):
-    """The recorded toy network: a x + b sin(c t) + d roll(x), and e cos(3 x) for the variance."""
+# keywords of the published constructors with their defaults
+OPENAI = {"steps": 1000, "learn_sigma": False, "sigma_small": False, "noise_schedule": "linear", "use_kl": False,
+          "predict_xstart": False, "rescale_timesteps": False, "rescale_learned_sigmas": False,
+          "timestep_respacing": ""}  # fmt: skip
+DIT = {"timestep_respacing": "", "noise_schedule": "linear", "use_kl": False, "sigma_small": False,
+       "predict_xstart": False, "learn_sigma": True, "rescale_learned_sigmas": False,
+       "diffusion_steps": 1000}  # fmt: skip
 
-    def __init__(self, settings: dict[str, Any], two_heads: bool) -> None:
+
+def keywords(constructor: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """All keywords of a constructor; one that it does not have stays unread."""
+    return {name: constructor.get(name, value) for name, value in defaults.items()}
+
+
+def variance_of(call: Mapping[str, Any]) -> VarianceRule:
+    """The variance of a constructor's keywords."""
+    if call["learn_sigma"]:
+        return learned_range
+    return fixed_small if call["sigma_small"] else fixed_large
+
+
+class Formula(nn.Module):
+    """The recorded toy network: a x + b sin(c t) + d roll(x), and e cos(3 x) for the variance.
+
+    two_heads: of cases with several variances, which state it in words.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], two_heads: bool) -> None:
         super().__init__()
         self.a, self.b, self.c, self.d, self.e = (settings[name] for name in "abcde")
-        self.two_heads = two_heads
+        stated = settings.get("two_heads")
+        self.two_heads = stated if isinstance(stated, bool) else two_heads
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         wave = torch.sin(self.c * t.float()).reshape(-1, *(1,) * (x.ndim - 1))
@@ -64,10 +88,17 @@ class Setup:
     """One published diffusion object: its chain, and a denoiser over it."""
 
     def __init__(
-        self, betas_kind: str, steps: int, respacing: str, *, rescale: bool, timesteps: list[int] | None = None
+        self,
+        betas_kind: str,
+        steps: int,
+        respacing: str | list[int],
+        *,
+        rescale: bool,
+        timesteps: list[int] | None = None,
     ):
         self.process = DiscreteVP(betas(OPENAI_BETAS[betas_kind], steps), rescale=1000.0 if rescale else None)
-        kept = schedules.respaced_indices(steps, respacing)
+        spacing = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+        kept = schedules.respaced_indices(steps, spacing)
         if timesteps is not None and kept != timesteps:
             raise AssertionError(f"respacing {respacing!r} keeps {kept}, recorded {timesteps}")
         self.schedule = schedules.at_indices(self.process, kept)
@@ -106,36 +137,23 @@ def drawn(noises: Tensor) -> Noise:
 # ---------------------------------------------------------------------- schedules
 
 
-def beta_tables(case_dir: Path) -> Iterator[Comparison]:
-    """ddim/beta_schedules: `arguments` is prose, "num_diffusion_timesteps=200, beta_start=1e-4, ..."."""
-    case = Case(case_dir)
-    given = dict(part.split("=") for part in case.meta["arguments"].replace(" ", "").split(","))
-    for kind in case.io:
-        table = betas(
-            kind,
-            int(given["num_diffusion_timesteps"]),
-            start=float(given["beta_start"]),
-            end=float(given["beta_end"]),
-        )
-        yield case.compare(kind, table)
-
-
-def openai_schedules(case_dir: Path) -> Iterator[Comparison]:
+def openai_schedules(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/schedules."""
-    case = Case(case_dir)
     for kind, steps in case.meta["schedules"]:
         process = DiscreteVP(betas(OPENAI_BETAS[kind], steps))
         yield case.compare(f"{kind}_{steps}.betas", process.betas)
         yield case.compare(f"{kind}_{steps}.alphas_cumprod", process.alpha_bar[1:])
 
 
-def dit_schedule(case_dir: Path) -> Iterator[Comparison]:
+def dit_schedule(case: Case) -> Iterator[Comparison]:
     """DiT/schedule: every array of each respaced object."""
-    case = Case(case_dir)
-    made = case.meta["constructor"]
-    table = betas(OPENAI_BETAS[made.get("noise_schedule", "linear")], made.get("diffusion_steps", 1000))
+    call = keywords(case.meta["constructor"], DIT)
+    table = betas(OPENAI_BETAS[call["noise_schedule"]], call["diffusion_steps"])
+    spacings = [spacing["timestep_respacing"] for spacing in case.meta["respacings"].values()]
+    yield case.compare("timestep_respacing", int(spacings == call["timestep_respacing"]), want=1)
     for name, spacing in case.meta["respacings"].items():
         kept = schedules.respaced_indices(len(table), spacing["timestep_respacing"])
+        yield case.compare(f"{name}.num_timesteps", len(kept), want=spacing["num_timesteps"])
         chosen = DiscreteVP(table).alpha_bar[torch.tensor(kept) + 1]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), chosen[:-1]])
         # a respaced chain computes its cumulative products from its betas: they differ from a slice at 1e-10
@@ -173,9 +191,8 @@ def published_arrays(process: DiscreteVP) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- OpenAI's diffusion object
 
 
-def improved_losses(case_dir: Path) -> Iterator[Comparison]:
+def improved_losses(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/losses: 3 predictions x 4 variances x 4 losses, and single steps of three samplers."""
-    case = Case(case_dir)
     meta = case.meta
     setup = Setup(
         meta["schedule"], meta["steps"], meta["respacing"] or "", rescale=meta["rescale_timesteps"],
@@ -193,16 +210,23 @@ def improved_losses(case_dir: Path) -> Iterator[Comparison]:
     for mean_name, prediction in means.items():
         for var_name, variance in OPENAI_VARIANCE.items():
             name = f"{mean_name}.{var_name}"
-            heads = is_learned(variance)
-            denoiser = Denoiser(
-                Formula(meta["model"], heads), setup.process, prediction=prediction, learns_variance=heads
-            )
-            yield from published_losses(case, name, setup, denoiser, variance)
-            for clip in (0, 1):
-                prefix = f"pmv.{name}.clip{clip}"
-                if f"{prefix}.mean" in case.io:
-                    yield from p_mean_variance(case, prefix, setup, denoiser, variance, x, t, clip=bool(clip))
-            yield from single_steps(case, name, setup, denoiser, variance, x)
+            yield from separately(name, combination(case, name, setup, prediction, variance, x))
+
+
+def combination(
+    case: Case, name: str, setup: Setup, prediction: Prediction, variance: VarianceRule, x: Tensor
+) -> Iterator[Comparison]:
+    """One prediction with one variance."""
+    heads = is_learned(variance)
+    network = Formula(case.meta["model"], heads)
+    denoiser = Denoiser(network, setup.process, prediction=prediction, learns_variance=heads)
+    yield from published_losses(case, name, setup, denoiser, variance)
+    for clip in (0, 1):
+        prefix = f"pmv.{name}.clip{clip}"
+        if f"{prefix}.mean" in case.io:
+            t = case.io["input.t"]
+            yield from p_mean_variance(case, prefix, setup, denoiser, variance, x, t, clip=bool(clip))
+    yield from single_steps(case, name, setup, denoiser, variance, x)
 
 
 def published_losses(
@@ -299,15 +323,14 @@ def is_mean(denoiser: Denoiser) -> bool:
     return denoiser.prediction not in predictions.PREDICTIONS.values()
 
 
-def calc_bpd(case_dir: Path) -> Iterator[Comparison]:
+def calc_bpd(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/calc_bpd: every term of the bound."""
-    case = Case(case_dir)
-    meta, made = case.meta, case.meta["constructor"]
+    meta, call = case.meta, keywords(case.meta["constructor"], OPENAI)
     setup = Setup(
-        made["noise_schedule"], made["steps"], made.get("timestep_respacing", ""),
-        rescale=made.get("rescale_timesteps", False), timesteps=meta["timestep_map"],
+        call["noise_schedule"], call["steps"], call["timestep_respacing"] or "", rescale=call["rescale_timesteps"],
+        timesteps=meta["timestep_map"],
     )  # fmt: skip
-    denoiser, variance, condition = openai_denoiser(case, setup)
+    denoiser, variance, condition = openai_denoiser(case, setup, call)
     step = lambda x, level: denoiser(x, level, condition)  # noqa: E731
     got = bound(
         clip_static(step) if meta["clip_denoised"] else step,
@@ -320,21 +343,18 @@ def calc_bpd(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("output.mse", got.eps_mse)
 
 
-def openai_denoiser(case: Case, setup: Setup) -> tuple[Denoiser, VarianceRule, Condition | None]:
-    """The case's network, a formula or a recorded U-Net, with its prediction and variance."""
-    meta, made = case.meta, case.meta["constructor"]
-    small = fixed_small if made.get("sigma_small", False) else fixed_large
-    variance = learned_range if made.get("learn_sigma", False) else small
-    condition = None
-    if isinstance(meta["model"], dict):
+def openai_denoiser(
+    case: Case, setup: Setup, call: Mapping[str, Any]
+) -> tuple[Denoiser, VarianceRule, Condition | None]:
+    """The case's network, a formula, a recorded U-Net or DiT, with its prediction and variance."""
+    meta, variance, condition = case.meta, variance_of(call), None
+    if isinstance(meta["model"], Mapping):
         network: nn.Module = Formula(meta["model"], is_learned(variance))
-    elif "unet" in str(meta["network"]["like_case"]):
-        network, condition = openai_unet(case)
-    elif str(meta["network"]["like_case"]).startswith("DiT/"):
+    elif "patch_size" in meta["network"]["constructor"]:
         network = dit.looped(case)
     else:
-        raise Unsupported(f"the network of {meta['network']['like_case']} does not exist yet")
-    prediction = predictions.x0 if made.get("predict_xstart", False) else predictions.eps
+        network, condition = openai_unet(case)
+    prediction = predictions.x0 if call["predict_xstart"] else predictions.eps
     denoiser = Denoiser(network, setup.process, prediction=prediction, learns_variance=is_learned(variance))
     return denoiser.eval(), variance, condition
 
@@ -349,14 +369,13 @@ def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
         return network.eval(), None
     label = Label(*parts.label["table.weight"].shape)
     label.load_state_dict(parts.label)
-    classes = case.io["input.y"] if "input.y" in case.io else torch.tensor(case.meta["y"])
+    classes = torch.tensor(case.meta["y"]) if "y" in case.meta else case.io["input.y"]
     with torch.no_grad():
         return network.eval(), label.encode(classes)
 
 
-def second_moment(case_dir: Path) -> Iterator[Comparison]:
+def second_moment(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/loss_second_moment: the weights after each update, and one draw."""
-    case = Case(case_dir)
     made, io = case.meta["constructor"], case.io
     sampler = SecondMoment(made["num_timesteps"], made["history_per_term"], made["uniform_prob"])
     weights = [sampler.weights()]
@@ -378,18 +397,20 @@ def second_moment(case_dir: Path) -> Iterator[Comparison]:
 # ---------------------------------------------------------------------- DiT's copy of it
 
 
-def dit_setup(case: Case) -> Setup:
-    """DiT's `create_diffusion`; learn_sigma is its default."""
-    made = {"noise_schedule": "linear", "diffusion_steps": 1000, **case.meta["constructor"]}
-    case.meta["constructor"] = {"learn_sigma": True, **case.meta["constructor"]}
-    return Setup(made["noise_schedule"], made["diffusion_steps"], made["timestep_respacing"], rescale=False)
+def dit_setup(case: Case) -> tuple[Setup, dict[str, Any]]:
+    """DiT's `create_diffusion`, and its keywords."""
+    call = keywords(case.meta["constructor"], DIT)
+    setup = Setup(
+        call["noise_schedule"], call["diffusion_steps"], call["timestep_respacing"] or "", rescale=False,
+        timesteps=case.meta.get("timestep_map"),
+    )  # fmt: skip
+    return setup, call
 
 
-def dit_diffusion(case_dir: Path) -> Iterator[Comparison]:
+def dit_diffusion(case: Case) -> Iterator[Comparison]:
     """DiT/diffusion: the methods of the diffusion object at given indices."""
-    case = Case(case_dir)
-    setup = dit_setup(case)
-    denoiser, variance, _ = openai_denoiser(case, setup)
+    setup, call = dit_setup(case)
+    denoiser, variance, _ = openai_denoiser(case, setup, call)
     t, x0, noise = case.io["input.t"], case.io["input.x0"], case.io["input.noise"]
     level = setup.levels(t)
     x = like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
@@ -403,7 +424,7 @@ def dit_diffusion(case_dir: Path) -> Iterator[Comparison]:
         drawn_noise = case.io["output.p_sample.noise"]
         yield case.compare("output.p_sample.sample", p_sample(setup, denoiser, variance, x, t, drawn_noise, clip=True))
     yield from dit_ddim(case, setup, denoiser, x)
-    yield from dit_losses(case, setup, denoiser, variance, x)
+    yield from dit_losses(case, setup, denoiser, (variance, call), x)
 
 
 def q_distributions(case: Case, move: Transition, x0: Tensor, x: Tensor) -> Iterator[Comparison]:
@@ -438,12 +459,17 @@ def dit_ddim(case: Case, setup: Setup, denoiser: Denoiser, x: Tensor) -> Iterato
         yield case.compare("output.ddim_reverse_sample.pred_xstart", step(x, setup.levels(t)).x0)
 
 
-def dit_losses(case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceRule, x: Tensor) -> Iterator[Comparison]:
+def dit_losses(
+    case: Case, setup: Setup, denoiser: Denoiser, options: tuple[VarianceRule, Mapping[str, Any]], x: Tensor
+) -> Iterator[Comparison]:
     """training_losses, single terms of the bound, and the prior."""
-    made, x0, level = case.meta["constructor"], case.io["input.x0"], setup.levels(case.io["input.t"])
-    steps = len(setup.chain)
-    weight = (1 / 1000 if made.get("rescale_learned_sigmas", False) else 1 / steps) if is_learned(variance) else 0.0
-    loss = DiffusionLoss(bound=weight, variance=variance, chain=setup.chain).at(
+    (variance, call), x0, level = options, case.io["input.x0"], setup.levels(case.io["input.t"])
+    simple, weight = 1.0, 1 / 1000 if call["rescale_learned_sigmas"] else 1 / len(setup.chain)
+    if call["use_kl"]:  # the bound alone, times the number of steps
+        simple, weight = 0.0, 1.0
+    elif not is_learned(variance):
+        weight = 0.0
+    loss = DiffusionLoss(simple=simple, bound=weight, variance=variance, chain=setup.chain).at(
         denoiser,
         x0,
         None,
@@ -466,28 +492,28 @@ def dit_losses(case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceR
         yield case.compare("output.prior_bpd", prior_term(setup.chain[0].t, x0))
 
 
-def dit_loops(case_dir: Path) -> Iterator[Comparison]:
+def dit_loops(case: Case) -> Iterator[Comparison]:
     """DiT/sample_loops: whole runs of the ancestral and DDIM samplers and the encoder."""
-    case = Case(case_dir)
-    setup = dit_setup(case)
-    denoiser, variance, _ = openai_denoiser(case, setup)
-    io = case.io
-    clipped: dict[bool, DenoiseFn] = {True: clip_static(denoiser), False: denoiser}
-    for name in sorted({key.split(".")[0] for key in io if key.endswith(".noises")}):
-        noises = io[f"{name}.noises"]
-        plan = (
-            ancestral(setup.schedule, variance) if name.startswith("p_sample") else ddim(setup.schedule, eta_of(name))
-        )
-        trajectory: list[Tensor] = []
-        sample = run(
-            plan, clipped[name.endswith("_clip")], noises[0].clone(), noise=drawn(noises[1:]),
-            on_step=lambda shown, kept=trajectory: kept.append(shown.state.x.clone()),
-        )  # fmt: skip
-        yield case.compare(f"{name}.sample", sample)
-        if f"{name}.trajectory" in io:
-            yield case.compare(f"{name}.trajectory", torch.stack(trajectory))
-    if "ddim_reverse.x0" in io:
-        yield case.compare("ddim_reverse.trajectory", dit_reverse(setup, denoiser, io["ddim_reverse.x0"]))
+    setup, call = dit_setup(case)
+    denoiser, variance, _ = openai_denoiser(case, setup, call)
+    for name in sorted({key.split(".")[0] for key in case.io if key.endswith(".noises")}):
+        yield from separately(name, dit_loop(case, name, setup, denoiser, variance))
+    if "ddim_reverse.x0" in case.io:
+        yield case.compare("ddim_reverse.trajectory", dit_reverse(setup, denoiser, case.io["ddim_reverse.x0"]))
+
+
+def dit_loop(case: Case, name: str, setup: Setup, denoiser: Denoiser, variance: VarianceRule) -> Iterator[Comparison]:
+    """One whole run."""
+    noises, trajectory = case.io[f"{name}.noises"], list[Tensor]()
+    step: DenoiseFn = clip_static(denoiser) if name.endswith("_clip") else denoiser
+    plan = ancestral(setup.schedule, variance) if name.startswith("p_sample") else ddim(setup.schedule, eta_of(name))
+    sample = run(
+        plan, step, noises[0].clone(), noise=drawn(noises[1:]),
+        on_step=lambda shown: trajectory.append(shown.state.x.clone()),
+    )  # fmt: skip
+    yield case.compare(f"{name}.sample", sample)
+    if f"{name}.trajectory" in case.io:
+        yield case.compare(f"{name}.trajectory", torch.stack(trajectory))
 
 
 def eta_of(name: str) -> float:
@@ -508,158 +534,7 @@ def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
     return torch.stack(trajectory)
 
 
-# ---------------------------------------------------------------------- DDIM's and latent diffusion's own code
-
-
-def ddim_steps(case_dir: Path) -> Iterator[Comparison]:
-    """ddim/generalized_steps: DDIM and DDPM on an exact mixture, in float32 and float64."""
-    case = Case(case_dir)
-    meta, io = case.meta, case.io
-    table = betas(
-        meta["beta_schedule"], meta["num_diffusion_timesteps"], start=meta["beta_start"], end=meta["beta_end"]
-    )
-    process = DiscreteVP(table)
-    for name, settings in meta["runs"].items():
-        for dtype, infix in ((torch.float64, ".f64"), (torch.float32, "")):
-            # the original's single-precision run drew its levels from a float32 table
-            source = process if dtype is torch.float64 else DiscreteVP(io["betas"])
-            schedule = schedules.at_indices(source, settings["seq"])
-            step = mixture(io, dtype)
-            ddpm = settings["function"] == "ddpm_steps"
-            plan = ancestral(schedule, fixed_large) if ddpm else ddim(schedule, settings["eta"])
-            states: list[Tensor] = []
-            first: list[Tensor] = []
-
-            def keep(shown: Any, states: list[Tensor] = states, first: list[Tensor] = first) -> None:
-                states.append(shown.state.x.clone())
-                first.append(shown.estimate.x0.clone())
-
-            out = run(
-                plan, clip_static(step) if ddpm else step, io["x_T"].to(dtype),
-                noise=drawn(io["noise"].to(dtype)), on_step=keep,
-            )  # fmt: skip
-            got = {"out": out, "x_after_1": states[0], "x0_pred_0": first[0]}
-            for field, value in got.items():
-                key = f"{name}{infix}.{field}"
-                if key in io and (infix or f"{name}.f64.{field}" not in io):
-                    yield case.compare(key, value)
-                elif key in io:
-                    yield Comparison(key, value, io[key])
-
-
-def mixture(io: dict[str, Tensor], dtype: torch.dtype) -> DenoiseFn:
-    """The exact denoiser of isotropic Gaussians in D dimensions."""
-    weights, means, spreads = (io[f"gm_{name}"].to(dtype) for name in ("weights", "means", "stds"))
-    means = means.flatten(1)
-
-    def step(x: Tensor, level: NoiseLevel) -> Estimate:
-        ratio = level.sigma / level.alpha
-        flat = (x / level.alpha).flatten(1)[:, None]  # (B, 1, D)
-        width = spreads**2 + ratio**2
-        apart = (flat - means).square().sum(-1)
-        belief = torch.softmax(weights.log() - flat.shape[-1] / 2 * width.log() - apart / (2 * width), -1)
-        each = (spreads[:, None] ** 2 * flat + ratio**2 * means) / width[:, None]
-        return Estimate.of_x0((belief[..., None] * each).sum(1).reshape(x.shape), x, level)
-
-    return step
-
-
-LDM_BETAS = {"linear": "sqrt-linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}
-
-
-class LatentToy(nn.Module):
-    """tanh(1.1 x) + 0.0005 t."""
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        return torch.tanh(1.1 * x) + 0.0005 * t.reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def ldm_schedule(case_dir: Path) -> Iterator[Comparison]:
-    """latent-diffusion/ddpm_schedule: buffers, losses and one sampling step."""
-    case = Case(case_dir)
-    if case.meta["inner_model"].replace(" ", "") != "model(x,t)=tanh(1.1x)+0.0005t":
-        raise Unsupported(f"inner model {case.meta['inner_model']!r}")
-    for name, settings in case.meta["runs"].items():
-        yield from ldm_run(case, name, settings)
-
-
-def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Comparison]:
-    """One configuration of the framework."""
-    io = case.io
-    process = DiscreteVP(
-        betas(
-            LDM_BETAS[settings.get("beta_schedule", "linear")],
-            settings.get("timesteps", 1000),
-            start=settings.get("linear_start", 1e-4),
-            end=settings.get("linear_end", 2e-2),
-        )
-    )
-    chain = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
-    variance = posterior_mix(settings.get("v_posterior", 0.0))
-    arrays = published_arrays(process)
-    everywhere = chain.of(process.at(torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps))
-    spread = variance(everywhere, None)
-    arrays["posterior_variance"] = spread.value  # type: ignore[assignment]
-    arrays["posterior_log_variance_clipped"] = spread.log  # type: ignore[assignment]
-    arrays["logvar"] = torch.full((process.steps,), float(settings.get("logvar_init", 0.0)))
-    x0_mode = settings.get("parameterization", "eps") == "x0"
-    arrays["lvlb_weights"] = lvlb = ldm_elbo_weights(arrays, x0_mode=x0_mode)
-    for array, value in arrays.items():
-        if f"{name}.{array}" in io:
-            yield case.compare(f"{name}.{array}", value.float())
-    t, x0, noise = io[f"{name}.t"], io["x_start"], io["noise"]
-    level = process.at((t.double() + 1) / process.steps)
-    x = like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
-    yield case.compare(f"{name}.q_sample", x)
-    eps_of = Estimate.solved(predictions.solve(predictions.eps, level), x, noise)
-    yield case.compare(f"{name}.x0_from_eps", eps_of.x0)
-    yield case.compare(f"{name}.q_post_mean", chain.of(level).mean(x0, x))
-    denoiser = Denoiser(LatentToy(), process, prediction=predictions.x0 if x0_mode else predictions.eps)
-    yield from ldm_losses(case, name, settings, denoiser, level, lvlb)
-    moved = []
-    for b, index in enumerate(t.tolist()):
-        plan = ancestral(
-            schedules.Schedule(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
-        )
-        one = SamplerState(x[b : b + 1].clone(), (), process.steps - 1 - index)
-        step = clip_static(denoiser)
-        moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x)).state.x)
-    yield case.compare(f"{name}.p_sample", torch.cat(moved))
-
-
-def ldm_elbo_weights(arrays: dict[str, Tensor], *, x0_mode: bool) -> Tensor:
-    """The framework's own arithmetic: from float32 buffers, with `2 * 1 - acp` as written, entry 0 copied from 1."""
-    acp, beta, var = (arrays[key].float() for key in ("alphas_cumprod", "betas", "posterior_variance"))
-    if x0_mode:
-        weights = 0.5 * acp.sqrt() / (2.0 * 1 - acp)
-    else:
-        weights = beta**2 / (2 * var * (1 - arrays["betas"]).float() * (1 - acp))
-    weights[0] = weights[1]
-    return weights
-
-
-def ldm_losses(
-    case: Case, name: str, settings: dict[str, Any], denoiser: Denoiser, level: NoiseLevel, lvlb: Tensor
-) -> Iterator[Comparison]:
-    """loss = l_simple_weight * mean + original_elbo_weight * mean(weight * loss)."""
-    t = case.io[f"{name}.t"]
-    l1 = settings.get("loss_type", "l2")
-    error = DiffusionLoss(distance=l1).at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
-    yield case.compare(f"{name}.val/loss_simple", error.value)
-    yield case.compare(f"{name}.val/loss_vlb", (lvlb[t] * error.per_sample).mean())
-    simple, elbo = settings.get("l_simple_weight", 1.0), settings.get("original_elbo_weight", 0.0)
-    if settings.get("parameterization", "eps") == "x0":  # the published weight is not the bound's: given as it is
-        chosen = DiffusionLoss(distance=l1, weight=lambda level: simple + elbo * lvlb[t].double())
-    else:
-        chosen = DiffusionLoss(distance=l1, simple=simple, elbo=elbo)
-    loss = chosen.at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
-    yield case.compare(f"{name}.loss", loss.value)
-    yield case.compare(f"{name}.val/loss", loss.value)
-
-
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
-    "ddim/beta_schedules": beta_tables,
-    "ddim/generalized_steps": ddim_steps,
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "improved-diffusion/schedules": openai_schedules,
     "improved-diffusion/losses": improved_losses,
     "improved-diffusion/calc_bpd": calc_bpd,
@@ -667,5 +542,4 @@ KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
     "DiT/schedule": dit_schedule,
     "DiT/diffusion": dit_diffusion,
     "DiT/sample_loops": dit_loops,
-    "latent-diffusion/ddpm_schedule": ldm_schedule,
 }

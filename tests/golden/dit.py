@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from unveil.types import Condition
 GUIDED = 3  # channels that the published guidance touches, of however many there are
 
 
-def config_of(made: dict[str, Any]) -> DiTConfig:
+def config_of(made: Mapping[str, Any]) -> DiTConfig:
     """The configuration of published constructor arguments."""
     return DiTConfig(
         in_channels=made["in_channels"],
@@ -36,7 +35,7 @@ def config_of(made: dict[str, Any]) -> DiTConfig:
     )
 
 
-def built(case: Case, made: dict[str, Any]) -> tuple[DiT, Label]:
+def built(case: Case, made: Mapping[str, Any]) -> tuple[DiT, Label]:
     """The network with the case's weights, and its table of labels."""
     config, theirs = config_of(made), case.weights()
     seen = dit_keys.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
@@ -54,9 +53,8 @@ def conditioned(label: Label, classes: Tensor) -> Condition:
     return Condition(vector=label.table(classes))
 
 
-def model(folder: Path) -> Iterator[Comparison]:
+def model(case: Case) -> Iterator[Comparison]:
     """DiT: forward, every part on the way, and forward_with_cfg."""
-    case = Case(folder)
     network, label = built(case, case.meta["constructor"])
     io = case.io
     x, t, condition = io["input.x"], io["input.t"], conditioned(label, io["input.y"])
@@ -79,15 +77,16 @@ def model(folder: Path) -> Iterator[Comparison]:
     if "input.t_fractional" in io:
         fractional = network(x, io["input.t_fractional"], condition)
         yield case.compare("output.forward_t_fractional", fractional)
+    scales = case.meta.get("cfg_scales", [])
     if "input.cfg_x" in io:
-        yield from guided(case, network, label)
+        yield from guided(case, network, label, scales)
     theirs = dit_keys.published_state_dict(network.state_dict(), network.config, label.state_dict())
     same = {key: torch.equal(theirs[key], tensor) for key, tensor in case.weights().items()}
     yield case.compare("written back", torch.tensor([*same.values(), theirs.keys() == same.keys()]).long(),
                        want=torch.ones(len(same) + 1, dtype=torch.long))  # fmt: skip
 
 
-def guided(case: Case, network: DiT, label: Label) -> Iterator[Comparison]:
+def guided(case: Case, network: DiT, label: Label, scales: Sequence[float]) -> Iterator[Comparison]:
     """forward_with_cfg as guidance of the first channels: its first half of rows is the sample, the second its null."""
     io = case.io
     x, t, classes = io["input.cfg_x"], io["input.cfg_t"], io["input.cfg_y"]
@@ -102,10 +101,8 @@ def guided(case: Case, network: DiT, label: Label) -> Iterator[Comparison]:
         lambda x, level, rows=rows: denoiser(x, level, conditioned(label, classes[rows]))
         for rows in (slice(half), slice(half, None))
     )
-    for name in io:
-        if not name.startswith("output.forward_with_cfg_"):
-            continue
-        scale = float(name.removeprefix("output.forward_with_cfg_"))
+    for scale in scales:
+        name = f"output.forward_with_cfg_{scale}"
         found = guidance.cfg(with_class, without, scale, channels=GUIDED)(x[:half], level)
         null = without(x[:half], level)
         second = torch.cat([found.eps[:, :GUIDED], null.eps[:, GUIDED:]], dim=1)
@@ -143,10 +140,10 @@ class Conditioned(nn.Module):
 def looped(case: Case) -> nn.Module:
     """What a recorded sampling loop calls: the case's DiT, guided where it names a scale, with its classes bound."""
     network, label = built(case, case.meta["network"]["constructor"])
-    classes = case.io["input.y"] if "input.y" in case.io else torch.tensor(case.meta["y"])
+    classes = torch.tensor(case.meta["y"]) if "y" in case.meta else case.io["input.y"]
     scale = case.meta.get("cfg_scale")
     called = network if scale is None else ForwardWithCfg(network, scale)
     return Conditioned(called, conditioned(label, classes))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"DiT/model": model}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"DiT/model": model}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.case import Case, Comparison, Unsupported, separately
 from tests.golden.edm_samplers import Net, sampled
 from unveil.checkpoints.formats import edm, score_sde
 from unveil.core import loss_weights, preconditioning
@@ -54,9 +54,8 @@ def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, 
     return Condition(vector=classes @ (rows - none) + none)
 
 
-def network(case_dir: Path) -> Iterator[Comparison]:
+def network(case: Case) -> Iterator[Comparison]:
     """edm/network: SongUNet or DhariwalUNet."""
-    case = Case(case_dir)
     io, config = case.io, edm.config_from_arguments(case.meta["klass"], case.meta["arguments"])
     parts = edm.convert_state_dict(case.weights(), config)
     condition = labelled(parts, config, io.get("class_labels"), len(io["x"]))
@@ -64,10 +63,12 @@ def network(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("out", run(io["x"], io["noise_labels"], condition))
 
 
-def score_network(case_dir: Path) -> Iterator[Comparison]:
+def score_network(case: Case) -> Iterator[Comparison]:
     """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
-    case = Case(case_dir)
     model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
+    for name, only in {"attention_type": "ddpm", "conv_size": 3, "resamp_with_conv": True}.items():
+        if model.get(name, only) != only:
+            raise Unsupported(f"{name} {model[name]!r}")
     config = score_sde.config_from_arguments(case.meta["arguments"])
     own = SongUNet(config).eval()
     own.load_state_dict(score_sde.convert_state_dict(state, config))
@@ -90,7 +91,9 @@ class Shell:
         self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
         self.prediction, self.config = edm.preconditioning_from_arguments(self.kind, self.given)
         if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
-            self.prediction.__dict__["ratios"] = single_ratios(self.prediction.timesteps)
+            self.prediction.__dict__["ratios"] = single_ratios(self.prediction)
+        if isinstance(self.prediction, preconditioning.VPPreconditioning):
+            self.prediction = SingleVP(**vars(self.prediction))
         self.parts = edm.convert_state_dict(case.weights(), self.config)
         self.network = built(self.config, self.parts)
 
@@ -98,9 +101,9 @@ class Shell:
     def ends(self) -> tuple[float, float]:
         """`sigma_min` and `sigma_max` of the published class."""
         if isinstance(self.prediction, preconditioning.VPPreconditioning):
-            low, rise = self.prediction.beta_min, self.prediction.beta_max - self.prediction.beta_min
             times = torch.tensor([self.given.get("epsilon_t", 1e-5), 1.0])  # in float32, as the original
-            least, most = ((0.5 * rise * times**2 + low * times).exp() - 1).sqrt().tolist()
+            rise = self.prediction.beta_max - self.prediction.beta_min
+            least, most = vp_sigma(rise, self.prediction.beta_min, times).tolist()
             return least, most
         if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
             return self.prediction.ratios[1].item(), self.prediction.ratios[-1].item()
@@ -126,13 +129,30 @@ class Shell:
         return lambda x, level: denoiser(x, level, condition)
 
 
-def single_ratios(steps: int) -> Tensor:
+@dataclass(frozen=True)
+class SingleVP(preconditioning.VPPreconditioning):
+    """c_noise as `VPPrecond` works it out in float32: at small sigma, 1 + sigma^2 keeps few digits of sigma."""
+
+    def timestep(self, level: NoiseLevel) -> Tensor:
+        """The VP process's time in steps."""
+        sigma, rise = (level.sigma / level.alpha).float(), self.beta_max - self.beta_min
+        t = ((self.beta_min**2 + 2 * rise * (1 + sigma**2).log()).sqrt() - self.beta_min) / rise
+        return ((self.timesteps - 1) * t).double()
+
+
+def vp_sigma(rise: float, beta_min: float, t: Tensor) -> Tensor:
+    """Sigma of the VP process at t, in t's precision."""
+    return ((0.5 * rise * t**2 + beta_min * t).exp() - 1).sqrt()
+
+
+def single_ratios(shell: preconditioning.IDDPMPreconditioning) -> Tensor:
     """The table u of `iDDPMPrecond` from its last entry, which the original works out in float32."""
+    steps, least = shell.timesteps, 1 - shell.largest_beta
     numbers = torch.arange(steps + 1)
-    alpha_bar = (0.5 * math.pi * numbers / steps / 1.008).sin() ** 2
+    alpha_bar = (0.5 * math.pi * numbers / steps / (shell.offset + 1)).sin() ** 2
     u = torch.zeros(steps + 1)
     for j in range(steps, 0, -1):
-        u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clip(min=0.001) - 1).sqrt()
+        u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clip(min=least) - 1).sqrt()
     return u.flip(0).double()
 
 
@@ -141,9 +161,8 @@ def at(sigma: Tensor) -> NoiseLevel:
     return EDMProcess().at(sigma.flatten().double() / SCALE)
 
 
-def precond(case_dir: Path) -> Iterator[Comparison]:
+def precond(case: Case) -> Iterator[Comparison]:
     """edm/precond: the denoiser, what its network is given, its levels and its loss."""
-    case = Case(case_dir)
     shell, io = Shell(case), case.io
     x, level = io["x"], at(io["sigma"])
     augment = io.get("augment_labels")
@@ -165,27 +184,29 @@ def precond(case_dir: Path) -> Iterator[Comparison]:
         u = shell.prediction.ratios.flip(0)
         yield case.compare("u_first5", u[:5])
         yield case.compare("u_last5", u[-5:])
-    if "loss" in io:
-        yield from loss(case, shell)
+    if case.meta["settings"]["loss"] is not None:
+        yield from separately("loss", loss(case, shell, case.meta["settings"]["loss"]))
 
 
-def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
-    """The published loss of each pixel, and our objective's of each image."""
-    io, uniform = case.io, case.io["loss_uniform"].double()
-    low, high = shell.ends
-    match shell.kind:
-        case "VPPrecond":
-            assert isinstance(shell.prediction, preconditioning.VPPreconditioning)
-            t, rise = 1 + uniform * (1e-5 - 1), shell.prediction.beta_max - shell.prediction.beta_min
-            sigma = (0.5 * rise * t * t + shell.prediction.beta_min * t).expm1().sqrt()
-        case "VEPrecond":
-            sigma = low * (high / low) ** uniform
-        case "EDMPrecond":
-            sigma = (io["loss_normal"].double() * 1.2 - 1.2).exp()
-        case _:
-            raise Unsupported(f"the loss of {shell.kind}")
-    data = getattr(shell.prediction, "sigma_data", None)
-    weight = loss_weights.snr if data is None else loss_weights.edm(data)
+def loss(case: Case, shell: Shell, settings: Mapping[str, Any]) -> Iterator[Comparison]:
+    """The published loss of each pixel, and our objective's of each image.
+
+    The loss has its own settings, which need not be those of the network's class.
+    """
+    io = case.io
+    weight = loss_weights.snr
+    match settings["function"]:
+        case "VPLoss":
+            t = 1 + io["loss_uniform"].double() * (settings["epsilon_t"] - 1)
+            sigma = vp_sigma(settings["beta_d"], settings["beta_min"], t)
+        case "VELoss":
+            low, high = settings["sigma_min"], settings["sigma_max"]
+            sigma = low * (high / low) ** io["loss_uniform"].double()
+        case "EDMLoss":
+            sigma = (io["loss_normal"].double() * settings["P_std"] + settings["P_mean"]).exp()
+            weight = loss_weights.edm(settings["sigma_data"])
+        case other:
+            raise Unsupported(f"loss {other!r}")
     images, noise, level = io["loss_images"], io["loss_noise"], at(sigma)
     condition = labelled(shell.parts, shell.config, io.get("class_labels"), len(images))
     x = images + like(level.sigma, images) * noise
@@ -202,17 +223,21 @@ def as_tensor(value: Any) -> Tensor:
     return value
 
 
-def net_samplers(case_dir: Path) -> Iterator[Comparison]:
+def net_samplers(case: Case) -> Iterator[Comparison]:
     """edm/net_samplers: EDM's sampler and its ablation with a recorded network."""
-    case = Case(case_dir)
     shell, io = Shell(case), case.io
     net = Net(shell.step(io.get("class_labels"), len(io["latents"])), *shell.ends, shell.rounded)
     for name, settings in case.meta["runs"].items():
-        _, x = sampled(settings, net, io["latents"], io["noise"])
-        yield case.compare(f"{name}.out", x)
+        yield from separately(name, net_run(case, name, settings, net))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+def net_run(case: Case, name: str, settings: Mapping[str, Any], net: Net) -> Iterator[Comparison]:
+    """One run with the recorded network."""
+    result = sampled(settings, net, case.io["latents"], case.io["noise"])
+    yield case.compare(f"{name}.out", result.x, least=result.least)
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "edm/network": network,
     "edm/precond": precond,
     "edm/net_samplers": net_samplers,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tests.golden.case import Case, Comparison
+from tests.golden.case import Case, Comparison, Unsupported, separately
 from tests.golden.k_diffusion import by_step, mixture, ratio
 from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn
@@ -20,6 +19,23 @@ from unveil.core.samplers import CoefficientTable, euler_time, heun, heun_time, 
 from unveil.core.schedules import Schedule
 from unveil.core.ve import EDMProcess
 from unveil.types import NoiseLevel
+
+
+class Plan(NamedTuple):
+    """The rows of a run, its levels, and the error that the original's own rounding makes."""
+
+    table: CoefficientTable
+    schedule: Schedule
+    rounding: float = 0.0
+
+
+class Sampled(NamedTuple):
+    """What was run, its result, and the least tolerance."""
+
+    table: CoefficientTable
+    x: Tensor
+    least: Tensor | None
+
 
 Rounding = Callable[[float], float]  # a sigma -> the nearest that a network knows
 
@@ -97,30 +113,55 @@ class Clock:
         return level.sigma
 
 
-def churn(given: dict[str, Any]) -> dict[str, float]:
-    """The four numbers under our names."""
-    names = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
-    return {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
+# keywords of both functions with their defaults
+EDM = {"num_steps": 18, "sigma_min": 0.002, "sigma_max": 80, "rho": 7, "S_churn": 0, "S_min": 0, "S_max": math.inf,
+       "S_noise": 1}  # fmt: skip
+ABLATION = EDM | {"sigma_min": None, "sigma_max": None, "solver": "heun", "discretization": "edm", "schedule": "linear",
+                  "scaling": "none", "epsilon_s": 1e-3, "C_1": 0.001, "C_2": 0.008, "M": 1000, "alpha": 1}  # fmt: skip
+CHURN = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
+# sigma(t) of "vp" and its inverse do not cancel to the last digit. Where a step has no churn, the original therefore
+# adds noise of the root of the difference.
+VP_ROUNDING = 2e-7
 
 
-def edm_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
+def keywords(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """All keywords of a call.
+
+    Raises:
+        Unsupported: One that the function does not have.
+    """
+    if unknown := [name for name in given if name not in defaults]:
+        raise Unsupported(f"keywords {', '.join(unknown)}")
+    return {**defaults, **given}
+
+
+def churn(call: Mapping[str, Any], schedule: Schedule) -> dict[str, float]:
+    """The four numbers under our names; the share of a step is that of `num_steps`, also where levels coincide."""
+    options = {ours: call[theirs] for theirs, ours in CHURN.items()}
+    steps = len(schedule) - 1
+    if call["S_churn"] and steps < call["num_steps"]:
+        raise Unsupported("churn where levels coincide")
+    return options
+
+
+def edm_table(given: Mapping[str, Any], net: Net) -> Plan:
     """`edm_sampler`: Heun with churn on the Karras schedule."""
-    low, high = max(given.get("sigma_min", 0.002), net.least), min(given.get("sigma_max", 80), net.most)
-    steps, rho = given.get("num_steps", 18), given.get("rho", 7)
-    drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=rho)
+    call = keywords(given, EDM)
+    low, high = max(call["sigma_min"], net.least), min(call["sigma_max"], net.most)
+    drawn = schedules.karras(EDMProcess(), call["num_steps"], sigma_min=low, sigma_max=high, rho=call["rho"])
     schedule = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
-    return heun(schedule, **churn(given)), schedule
+    return Plan(heun(schedule, **churn(call, schedule)), schedule)
 
 
-def ablation_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
+def ablation_table(given: Mapping[str, Any], net: Net) -> Plan:
     """`ablation_sampler`: Euler or a second-order method in t, on four discretisations."""
-    kind, steps = given.get("discretization", "edm"), given.get("num_steps", 18)
-    smallest = given.get("epsilon_s", 1e-3)
+    call = keywords(given, ABLATION)
+    kind, steps, smallest = call["discretization"], call["num_steps"], call["epsilon_s"]
     vp_low, vp_high = (math.sqrt(math.expm1(0.5 * 19.9 * t * t + 0.1 * t)) for t in (smallest, 1.0))
     least = {"vp": vp_low, "ve": 0.02, "iddpm": 0.002, "edm": 0.002}[kind]
     most = {"vp": vp_high, "ve": 100, "iddpm": 81, "edm": 80}[kind]
-    low = max(given.get("sigma_min") or least, net.least)
-    high = min(given.get("sigma_max") or most, net.most)
+    low = max(least if call["sigma_min"] is None else call["sigma_min"], net.least)
+    high = min(most if call["sigma_max"] is None else call["sigma_max"], net.most)
     # the betas that reach both ends
     rise = 2 * (math.log1p(low**2) / smallest - math.log1p(high**2)) / (smallest - 1)
     beta_min = math.log1p(high**2) - 0.5 * rise
@@ -129,19 +170,27 @@ def ablation_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, S
     elif kind == "ve":
         drawn = schedules.exponential(EDMProcess(), steps, sigma_min=low, sigma_max=high)
     elif kind == "edm":
-        drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
+        drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=call["rho"])
     else:
-        drawn = schedules.from_sigmas(EDMProcess(), [*iddpm_sigmas(given, low, high, steps), 0.0])
-    clock = Clock(given.get("schedule", "linear"), given.get("scaling", "none"), rise, beta_min, net.rounded)
+        drawn = schedules.from_sigmas(EDMProcess(), [*iddpm_sigmas(call, low, high), 0.0])
+    for name, allowed in (("schedule", ("linear", "ve", "vp")), ("scaling", ("none", "vp")),
+                          ("solver", ("euler", "heun"))):  # fmt: skip
+        if call[name] not in allowed:
+            raise Unsupported(f"{name} {call[name]!r}")
+    clock = Clock(call["schedule"], call["scaling"], rise, beta_min, net.rounded)
     schedule = ended(clock, [ratio(level) for level in drawn[:-1]])
-    if given.get("solver", "heun") == "euler":
-        return euler_time(schedule, **churn(given)), schedule
-    return heun_time(schedule, node=given.get("alpha", 1), **churn(given)), schedule
+    options = churn(call, schedule)
+    within = [call["S_min"] <= ratio(level) <= call["S_max"] for level in schedule[:-1]]
+    rounds = call["schedule"] == "vp" and not (call["S_churn"] and all(within))
+    if call["solver"] == "euler":
+        return Plan(euler_time(schedule, **options), schedule, VP_ROUNDING if rounds else 0.0)
+    table = heun_time(schedule, node=call["alpha"], **options)
+    return Plan(table, schedule, VP_ROUNDING if rounds else 0.0)
 
 
-def iddpm_sigmas(given: dict[str, Any], low: float, high: float, steps: int) -> list[float]:
+def iddpm_sigmas(call: Mapping[str, Any], low: float, high: float) -> list[float]:
     """Improved DDPM's levels between two ends, evenly by number; alpha-bar and its ratio in float32, as published."""
-    count, least, offset = given.get("M", 1000), given.get("C_1", 0.001), given.get("C_2", 0.008)
+    count, least, offset, steps = call["M"], call["C_1"], call["C_2"], call["num_steps"]
     numbers = torch.arange(count + 1)
     alpha_bar = (0.5 * math.pi * numbers / count / (offset + 1)).sin() ** 2
     levels = torch.zeros(count + 1, dtype=torch.float64)
@@ -158,23 +207,27 @@ def ended(clock: Clock, sigmas: Sequence[float]) -> Schedule:
     return schedules.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
 
 
-def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[CoefficientTable, Tensor]:
+def sampled(settings: Mapping[str, Any], net: Net, latents: Tensor, noises: Tensor) -> Sampled:
     """One recorded run: `settings` names the function and its keywords; float64, as the original."""
     make = {"edm_sampler": edm_table, "ablation_sampler": ablation_table}[settings["function"]]
-    table, schedule = make(settings["kwargs"], net)
+    table, schedule, rounding = make(settings["kwargs"], net)
     x = schedule[0].sigma * latents.double()
-    return table, run(table, net.step, x, noise=by_step(table, schedule, noises.double()))
+    x = run(table, net.step, x, noise=by_step(table, schedule, noises.double()))
+    return Sampled(table, x, torch.tensor(rounding) if rounding else None)
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
+def samplers(case: Case) -> Iterator[Comparison]:
     """edm/samplers: with the analytic model."""
-    case = Case(case_dir)
-    exact = mixture(case)
     for name, settings in case.meta["runs"].items():
-        net = Net(exact, float(settings["net_sigma_min"]), float(settings["net_sigma_max"]))
-        table, x = sampled(settings, net, case.io["latents"], case.io["noise"])
-        yield case.compare(f"{name}.net_sigmas", [ratio(level) for level in table.levels])
-        yield case.compare(f"{name}.out", x)
+        yield from separately(name, exact_run(case, name, settings))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"edm/samplers": samplers}
+def exact_run(case: Case, name: str, settings: Mapping[str, Any]) -> Iterator[Comparison]:
+    """One run with the analytic model."""
+    net = Net(mixture(case), float(settings["net_sigma_min"]), float(settings["net_sigma_max"]))
+    result = sampled(settings, net, case.io["latents"], case.io["noise"])
+    yield case.compare(f"{name}.net_sigmas", [ratio(level) for level in result.table.levels])
+    yield case.compare(f"{name}.out", result.x, least=result.least)
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"edm/samplers": samplers}

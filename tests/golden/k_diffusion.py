@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.golden.case import Case, Comparison
+from tests.golden.case import Case, Comparison, Unsupported, separately
 from unveil.core import preconditioning
 from unveil.core import prediction as predictions
 from unveil.core import schedules as unveil_schedules
@@ -38,7 +37,7 @@ from unveil.core.schedules import Schedule, level_at_lambda
 from unveil.core.timestep_sampling import LogNormal
 from unveil.core.ve import VE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, NoiseLevel
+from unveil.types import Condition, NoiseLevel, like
 
 PUBLISHED = {
     "karras": unveil_schedules.karras,
@@ -63,22 +62,25 @@ def mixture(case: Case) -> Mixture:
 # ---------------------------------------------------------------------- schedules
 
 
-def made(name: str, given: dict[str, Any]) -> Schedule:
-    """One of the published schedules on a process without limits."""
+def schedule_of(name: str, given: Mapping[str, Any]) -> Schedule:
+    """One of the published schedules on a process without limits; a keyword that it does not have is an error."""
     settings = {"eps_s": "smallest", "n": "steps"}
     return PUBLISHED[name](EDMProcess(), **{settings.get(key, key): value for key, value in given.items()})
 
 
-def schedules(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
+def schedules(case: Case) -> Iterator[Comparison]:
     for name, given in case.meta["arguments"].items():
-        schedule = made(name.partition(".")[0], given)
-        yield case.compare(name, [ratio(level) for level in schedule])
+        yield from separately(name, one_schedule(case, name, given))
     pairs = list(zip(case.io["ancestral.from"].tolist(), case.io["ancestral.to"].tolist(), strict=True))
     for name in (key for key in case.io if key.startswith("ancestral.eta")):
         eta = float(name.removeprefix("ancestral.eta"))
         rows = [sigma_down(NoiseLevel(1.0, 1.0, here), NoiseLevel(0.0, 1.0, there), eta) for here, there in pairs]
         yield case.compare(name, torch.tensor([[low.sigma, up] for low, up in rows], dtype=torch.float64))
+
+
+def one_schedule(case: Case, name: str, given: Mapping[str, Any]) -> Iterator[Comparison]:
+    """The sigmas of a schedule."""
+    yield case.compare(name, [ratio(level) for level in schedule_of(name.partition(".")[0], given)])
 
 
 # ---------------------------------------------------------------------- samplers
@@ -99,10 +101,18 @@ SAMPLERS: dict[str, tuple[Callable[..., Plan], dict[str, str], dict[str, Any]]] 
     "sample_dpm_fast": (dpm_fast, {"s_noise": "noise_scale", "n": "calls"}, {}),
 }
 RULES = {"midpoint": midpoint, "heun": taylor}
+# names of the controller of adaptive steps
+CONTROLLER = {
+    "pcoeff": "proportional",
+    "icoeff": "integral",
+    "dcoeff": "derivative",
+    "accept_safety": "safety",
+    "h_init": "first",
+}
 CHURNED = ("sample_euler", "sample_heun", "sample_dpm_2")
 
 
-def planned(settings: dict[str, Any], schedule: Schedule) -> Plan:
+def planned(settings: Mapping[str, Any], schedule: Schedule) -> Plan:
     """The plan of an original function and its keywords."""
     given = dict(settings["kwargs"])
     if "sigma_max" in given:  # these two take the ends alone
@@ -119,14 +129,9 @@ def planned(settings: dict[str, Any], schedule: Schedule) -> Plan:
 def adaptive_plan(schedule: Schedule, given: dict[str, Any]) -> Plan:
     """`sample_dpm_adaptive`: tolerances and controller under our names; the batch counts as one vector."""
     tolerance = Tolerance(given.get("atol", 0.0078), given.get("rtol", 0.05), across=batch_norm)
-    names = {
-        "pcoeff": "proportional",
-        "icoeff": "integral",
-        "dcoeff": "derivative",
-        "accept_safety": "safety",
-        "h_init": "first",
-    }
-    chosen = {str(ours): float(given[theirs]) for theirs, ours in names.items() if theirs in given}
+    if unknown := set(given) - {"atol", "rtol", "order", "eta", "s_noise", "return_info", *CONTROLLER}:
+        raise Unsupported(f"keywords {', '.join(sorted(unknown))}")
+    chosen = {ours: float(given[theirs]) for theirs, ours in CONTROLLER.items() if theirs in given}
     control = PIDController(**chosen)
     return dpm_adaptive(
         schedule,
@@ -175,39 +180,52 @@ def chosen(plan: Plan, step: DenoiseFn, x: Tensor, noises: Tensor) -> Tensor:
     return run(plan, step, x, noise=lambda number, draw=0: noises[len(places) - 1], on_step=watch)
 
 
-def samplers(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
-    noises, start = case.io["noise"].double(), case.io["x_T"].double()
-    schedule = unveil_schedules.from_sigmas(EDMProcess(), case.io["sigmas_f64"].tolist())
+def samplers(case: Case) -> Iterator[Comparison]:
+    """k-diffusion/samplers: the case's schedule, then each sampler on it."""
+    given = dict(case.meta["sigmas"])
+    schedule = schedule_of(given.pop("function").removeprefix("get_sigmas_"), given)
+    for key in ("sigmas", "sigmas_f64"):
+        if key in case.io:
+            yield Comparison(
+                key,
+                torch.tensor([ratio(level) for level in schedule], dtype=torch.float64).to(case.io[key]),
+                case.io[key],
+            )
     for name, settings in case.meta["samplers"].items():
-        plan, step = planned(settings, schedule), Called(mixture(case))
-        if isinstance(plan, CoefficientTable):
-            churned = settings["function"] in CHURNED
-            noise = by_step(plan, schedule, noises) if churned else by_draw(plan, noises)
-            x = run(plan, step, start, noise=noise)
-            spans = [row.span for row in plan.rows if row.span is not None and row.span[1].sigma > 0]
-            if f"{name}.noise_args" in case.io and spans:
-                ends = torch.tensor([[ratio(a), ratio(b)] for a, b in spans], dtype=torch.float64)
-                yield case.compare(f"{name}.noise_args", ends)
-        else:
-            x = chosen(plan, step, start, noises)
-        yield case.compare(f"{name}.model_sigmas", step.sigmas)
-        yield case.compare(f"{name}.out", x)
+        yield from separately(name, one_sampler(case, name, settings, schedule))
+
+
+def one_sampler(case: Case, name: str, settings: Mapping[str, Any], schedule: Schedule) -> Iterator[Comparison]:
+    """A function with its keywords."""
+    noises, start = case.io["noise"].double(), case.io["x_T"].double()
+    plan, step = planned(settings, schedule), Called(mixture(case))
+    if isinstance(plan, CoefficientTable):
+        churned = settings["function"] in CHURNED
+        noise = by_step(plan, schedule, noises) if churned else by_draw(plan, noises)
+        x = run(plan, step, start, noise=noise)
+        spans = [row.span for row in plan.rows if row.span is not None and row.span[1].sigma > 0]
+        if f"{name}.noise_args" in case.io and spans:
+            ends = torch.tensor([[ratio(a), ratio(b)] for a, b in spans], dtype=torch.float64)
+            yield case.compare(f"{name}.noise_args", ends)
+    else:
+        x = chosen(plan, step, start, noises)
+    yield case.compare(f"{name}.model_sigmas", step.sigmas)
+    yield case.compare(f"{name}.out", x)
 
 
 # ---------------------------------------------------------------------- wrappers
 
 
 class Inner(nn.Module):
-    """sin(1.3 x) + rate t; with two heads the variance is any other number."""
+    """The recorded network: sin(a x) + b t; with two heads the variance is any other number."""
 
-    def __init__(self, rate: float, *, heads: int = 1) -> None:
+    def __init__(self, inner: Mapping[str, float], *, heads: int = 1) -> None:
         super().__init__()
-        self.rate, self.heads = rate, heads
+        self.a, self.b, self.heads = inner["a"], inner["b"], heads
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         del condition
-        y = torch.sin(1.3 * x) + self.rate * t.reshape(-1, *(1,) * (x.ndim - 1))
+        y = torch.sin(self.a * x) + self.b * t.reshape(-1, *(1,) * (x.ndim - 1))
         return torch.cat([y, 0 * y], 1) if self.heads == 2 else y
 
 
@@ -217,61 +235,110 @@ class Wrapped:
 
     denoiser: Denoiser
     process: Process
+    clamps_sigma: bool = False
 
     def levels(self, sigma: Tensor) -> NoiseLevel:
-        """The levels (N,) of sigmas, as near as the process comes."""
+        """The levels (N,) of sigmas: the time as near as the process comes, alpha and sigma exactly."""
         noisy = ratio(self.process.at(1.0)) if self.process.at(1.0).alpha != 0 else math.inf
         clean = ratio(self.process.at(1 / self.process.steps)) if isinstance(self.process, DiscreteVP) else 0.0
-        return level_at_lambda(self.process, -sigma.double().clamp(clean, noisy).log())
+        near = sigma.double().clamp(clean, noisy)
+        level = level_at_lambda(self.process, -near.log())
+        if self.clamps_sigma or not isinstance(self.process, DiscreteVP):
+            return level
+        alpha = (1 + sigma.double() ** 2).rsqrt()
+        return level._replace(alpha=alpha, sigma=alpha * sigma.double())
 
     def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 at x0 + sigma noise."""
         level = self.levels(sigma)
-        return self.denoiser(level.alpha.reshape(-1, 1, 1, 1).to(x) * x, level, None).x0  # type: ignore[union-attr]
+        return self.denoiser(like(level.alpha, x) * x, level, None).x0
 
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Per sample."""
-        t = torch.as_tensor(self.levels(sigma).t)
-        return DiffusionLoss().at(self.denoiser, x0, None, t, noise).per_sample
+        """Per sample; the objective has levels of the process alone, others are computed here."""
+        level = self.levels(sigma)
+        x = like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise
+        a, b = self.denoiser.prediction(level)
+        error = self.denoiser.output(x, level)[0] - like(a, x0) * x0 - like(b, x0) * noise
+        per_sample = error.square().flatten(1).mean(1)
+        objective = DiffusionLoss().at(self.denoiser, x0, None, torch.as_tensor(level.t), noise).per_sample
+        same = torch.as_tensor(self.process.at(level.t).sigma).sub(level.sigma).abs() < 1e-9
+        return torch.where(same, objective, per_sample)
 
 
-def wrappers(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
-    io, given = case.io, case.meta["schedule_settings"]
-    x, noise, sigma, query = io["x"], io["noise"], io["sigma"], io["sigma_query"]
-    x = x * sigma.reshape(-1, 1, 1, 1)  # what the wrappers are given
+def wrappers(case: Case) -> Iterator[Comparison]:
+    """k-diffusion/wrappers."""
+    given, settings = case.meta["schedule_settings"], case.meta["settings"]
+    if (given["kind"], given["betas"]) != ("discrete", "square-root-linear"):
+        raise Unsupported(f"schedule {given['kind']!r} of betas {given['betas']!r}")
+    if not settings["clamped_to_table"]["t"]:
+        raise Unsupported("times outside the table")
     table = betas("sqrt-linear", given["N"], start=given["beta_start"], end=given["beta_end"])
-    for name in ("eps.q0", "eps.q1", "v.q0", "v.q1"):
-        kind, rounding = name.split(".q")
-        process = DiscreteVP(table, rounding="nearest" if rounding == "1" else "none")
-        wrapped = Wrapped(Denoiser(Inner(0.001), process, prediction=predictions.PREDICTIONS[kind]), process)
-        index = process.timestep(wrapped.levels(query))
-        yield case.compare(f"{name}.sigma_to_t", torch.as_tensor(index).to(io[f"{name}.sigma_to_t"].dtype))
-        yield case.compare(f"{name}.denoised", wrapped.denoised(x, sigma))
-        yield case.compare(f"{name}.loss", wrapped.loss(io["x"], noise, sigma))
-        places = [(given["N"] - 1) * k / 7 for k in range(7, -1, -1)]
-        schedule = unveil_schedules.from_times(process, [*(process.t_of_timestep(place) for place in places), 0.0])
-        yield case.compare(f"{name}.get_sigmas_8", torch.tensor([ratio(level) for level in schedule]))
-        if kind == "eps":
-            every = process.at(process.t_of_timestep(torch.arange(given["N"], dtype=torch.float64)))
-            yield case.compare(f"{name}.sigmas", ratio(every))
-            some = process.at(process.t_of_timestep(io["t_query"].double()))
-            yield case.compare(f"{name}.t_to_sigma", ratio(some))
+    yield case.compare("T", case.meta.get("T", len(table)), want=len(table))
     yield case.compare("alphas_cumprod", DiscreteVP(table).alpha_bar[1:])
-    yield from continuous(case, x)
-    process = DiscreteVP(table, rounding="nearest")
-    network = Denoiser(Inner(0.001, heads=2), process, learns_variance=True)
-    yield case.compare("openai.denoised", Wrapped(network, process).denoised(x, sigma))
+    names = sorted({".".join(key.split(".")[:2]) for key in case.io if key.partition(".")[0] in ("eps", "v")})
+    for name in names:
+        yield from separately(name, wrapped_run(case, name, table))
+    yield from separately("vd", continuous(case))
+    yield from separately("openai", openai(case, table))
 
 
-def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
+def recorded_x(case: Case) -> Tensor:
+    """What the wrappers are given."""
+    return case.io["x"] * like(case.io["sigma"], case.io["x"])
+
+
+def wrapped_network(case: Case, kind: str, table: Tensor, quantize: bool, heads: int = 1) -> Wrapped:
+    """A network on the case's table."""
+    settings = case.meta["settings"]
+    process = DiscreteVP(table, rounding="nearest" if quantize else "none")
+    network = Inner(settings["inner"], heads=heads)
+    prediction = predictions.PREDICTIONS[kind]
+    denoiser = Denoiser(network, process, prediction=prediction, learns_variance=heads == 2)
+    return Wrapped(denoiser, process, settings["clamped_to_table"]["sigma"])
+
+
+def wrapped_run(case: Case, name: str, table: Tensor) -> Iterator[Comparison]:
+    """CompVisDenoiser or CompVisVDenoiser, with or without rounding of t."""
+    io, (kind, variant) = case.io, name.split(".")
+    wrapped = wrapped_network(case, kind, table, case.meta["settings"]["quantize"][variant])
+    process = wrapped.process
+    assert isinstance(process, DiscreteVP)
+    index = process.timestep(wrapped.levels(io["sigma_query"]))
+    every = process.at(process.t_of_timestep(torch.arange(process.steps, dtype=torch.float64)))
+    rows = {
+        "sigma_to_t": torch.as_tensor(index),
+        "denoised": wrapped.denoised(recorded_x(case), io["sigma"]),
+        "loss": wrapped.loss(io["x"], io["noise"], io["sigma"]),
+        "sigmas": ratio(every),
+        "t_to_sigma": ratio(process.at(process.t_of_timestep(io["t_query"].double()))),
+    }
+    for field, value in rows.items():
+        if f"{name}.{field}" in io:
+            yield case.compare(f"{name}.{field}", value.to(io[f"{name}.{field}"].dtype))
+    for key in io:
+        if key.startswith(f"{name}.get_sigmas_"):
+            count = int(key.removeprefix(f"{name}.get_sigmas_"))
+            places = [(process.steps - 1) * k / (count - 1) for k in range(count - 1, -1, -1)]
+            times = [*(process.t_of_timestep(place) for place in places), 0.0]
+            schedule = unveil_schedules.from_times(process, times)
+            yield case.compare(key, torch.tensor([ratio(level) for level in schedule]))
+
+
+def openai(case: Case, table: Tensor) -> Iterator[Comparison]:
+    """OpenAIDenoiser."""
+    wrapped = wrapped_network(case, "eps", table, case.meta["settings"]["quantize"]["openai"], heads=2)
+    yield case.compare("openai.denoised", wrapped.denoised(recorded_x(case), case.io["sigma"]))
+
+
+def continuous(case: Case) -> Iterator[Comparison]:
     """VDenoiser: the cosine process in continuous time."""
     io = case.io
     process = CosineVP(index_scale=1.0)
-    wrapped = Wrapped(Denoiser(Inner(0.5), process, prediction=predictions.v), process)
+    network = Inner(case.meta["settings"]["vd_inner"])
+    wrapped = Wrapped(Denoiser(network, process, prediction=predictions.v), process)
     yield case.compare("vd.sigma_to_t", process.timestep(wrapped.levels(io["sigma_query"])))
     yield case.compare("vd.t_to_sigma", ratio(process.at(io["vd.t_query"].double())))
-    yield case.compare("vd.denoised", wrapped.denoised(x, io["sigma"]))
+    yield case.compare("vd.denoised", wrapped.denoised(recorded_x(case), io["sigma"]))
     yield case.compare("vd.loss", wrapped.loss(io["x"], io["noise"], io["sigma"]))
 
 
@@ -294,43 +361,67 @@ WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def densities(case_dir: Path) -> Iterator[Comparison]:
-    case = Case(case_dir)
-    io, data = case.io, case.meta["sigma_data"]
+def densities(case: Case) -> Iterator[Comparison]:
+    """k-diffusion/denoiser_densities."""
+    io, data, settings = case.io, case.meta["sigma_data"], case.meta["settings"]
     process, shell, sigma = EDMProcess(), RawSigma(data), io["sigma"]
-    denoiser = Denoiser(Inner(0.1), process, prediction=shell)
-    wrapped = Wrapped(denoiser, process)
+    wrapped = Wrapped(Denoiser(Inner(settings["inner"]), process, prediction=shell), process)
     levels = wrapped.levels(sigma)
     columns = preconditioning.scalings(shell, levels)
     yield case.compare(
         "scalings", torch.stack([torch.as_tensor(c) for c in (columns.c_skip, columns.c_out, columns.c_in)])
     )
-    noised = io["x"] + io["noise"] * sigma.reshape(-1, 1, 1, 1)
+    noised = io["x"] + io["noise"] * like(sigma, io["x"])
     yield case.compare("denoised", wrapped.denoised(noised, sigma))
     for name, weighting in WEIGHTINGS.items():
-        yield case.compare(f"{name}.loss", wrapped.loss(io["x"], io["noise"], sigma) * weighting(sigma, data))
-    yield from drawn(case, data)
+        if f"{name}.loss" in io:
+            loss = wrapped.loss(io["x"], io["noise"], sigma) * weighting(sigma, data)
+            yield case.compare(f"{name}.loss", loss)
+    for name, density in settings["densities"].items():
+        yield from separately(name, drawn(case, name, density))
 
 
-def drawn(case: Case, data: float) -> Iterator[Comparison]:
+def drawn(case: Case, name: str, density: Mapping[str, Any]) -> Iterator[Comparison]:
     """Levels from uniform numbers: each density is that of some process at even times, between two ends."""
-    u = case.io["u"].double()  # the normal numbers, too, were made of these
+    if density["from"] != "u":
+        raise Unsupported(f"{name} from {density['from']!r}")
+    u = case.io["u"].double()
 
-    def between(process: Process, low: float, high: float) -> Tensor:
-        ends = [float(process.t_of(-math.log(end))) for end in (low, high)]
+    def between(process: Process, scale: Callable[[float], float]) -> Tensor:
+        """Ratios at times even between those of the density's ends, which are scaled."""
+        bounds = density.get("min_value", 0.0), density.get("max_value", math.inf)
+        ends = [_time_of(process, scale(end)) for end in bounds]
         return torch.as_tensor(ratio(process.at(ends[0] + u * (ends[1] - ends[0]))))
 
-    wide = EDMProcess(1e-9, 1e9)
-    times, _ = LogNormal(-1.2, 1.2).times(wide, u, range(len(u)))
-    yield case.compare("rand_log_normal", ratio(wide.at(times)))
-    yield case.compare("rand_log_uniform", torch.as_tensor(VE(1e-2, 80.0).at(u).sigma))
-    yield case.compare("rand_v_diffusion", data * between(CosineVP(), 1e-3 / data, 1e3 / data))
-    location, scale = math.exp(0.1), 0.9
-    low, high = ((end / location) ** (1 / scale) for end in (1e-2, 80.0))
-    yield case.compare("rand_log_logistic", location * between(RectifiedFlow(), low, high) ** scale)
+    match name:
+        case "rand_log_normal":
+            wide = EDMProcess(1e-30, 1e30)
+            # the original keeps u off its ends
+            times, _ = LogNormal(density.get("loc", 0.0), density.get("scale", 1.0)).times(
+                wide, u * (1 - 2e-7) + 1e-7, range(len(u))
+            )
+            levels = torch.as_tensor(ratio(wide.at(times)))
+        case "rand_log_uniform":
+            levels = torch.as_tensor(VE(density["min_value"], density["max_value"]).at(u).sigma)
+        case "rand_v_diffusion":
+            data = density.get("sigma_data", 1.0)
+            levels = data * between(CosineVP(), lambda end: end / data)
+        case "rand_log_logistic":
+            location, width = math.exp(density.get("loc", 0.0)), density.get("scale", 1.0)
+            levels = location * between(RectifiedFlow(), lambda end: (end / location) ** (1 / width)) ** width
+        case _:
+            raise Unsupported(f"the density {name!r}")
+    yield case.compare(name, levels)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+def _time_of(process: Process, sigma: float) -> float:
+    """The time of a ratio, which may be 0 or infinite."""
+    if sigma in (0.0, math.inf):
+        return 0.0 if sigma == 0 else 1.0
+    return float(process.t_of(-math.log(sigma)))
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "k-diffusion/schedules": schedules,
     "k-diffusion/samplers": samplers,
     "k-diffusion/wrappers": wrappers,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,9 +26,8 @@ def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
 
 
 @torch.no_grad()
-def unet(folder: Path) -> Iterator[Comparison]:
+def unet(case: Case) -> Iterator[Comparison]:
     """UNetModel of latent diffusion, and of ControlNet's repository."""
-    case = Case(folder)
     io, theirs = case.io, ldm_unet.strip_prefix(case.weights())
     config = ldm_unet.config_from_arguments(case.meta["arguments"])
     network = loaded(config, theirs)
@@ -70,9 +68,8 @@ def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor]
 
 
 @torch.no_grad()
-def cldm(folder: Path) -> Iterator[Comparison]:
+def cldm(case: Case) -> Iterator[Comparison]:
     """ControlNet beside its U-Net: residuals, and what the U-Net makes of them."""
-    case = Case(folder)
     io, theirs, arguments = case.io, case.weights(), case.meta["arguments"]
     unet_config = ldm_unet.config_from_arguments(arguments["unet"])
     config, hint_channels = control.config_from_arguments(arguments["controlnet"])
@@ -82,6 +79,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     assert hint.shape[1] == hint_channels
     yield case.compare("hint_embedding", controlnet.control_features(hint, x))
     residuals = controlnet(x, t, replace(text, control_image=hint))
+    yield case.compare("n_controls", len(residuals), want=case.meta.get("n_controls", len(residuals)))
     for number, residual in enumerate(residuals):
         yield case.compare(f"control.{number:02}", residual)
     yield case.compare("eps_no_control", network(x, t, text))
@@ -99,7 +97,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
         yield case.compare("eps_cfg_guess_uncond", controlled("guess", null=True))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "latent-diffusion/unet": unet,
     "ControlNet/unet": unet,
     "ControlNet/cldm": cldm,

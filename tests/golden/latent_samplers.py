@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.case import Case, Comparison, Unsupported, separately
 from tests.golden.latent_networks import loaded
+from tests.golden.latent_schedule import process_of
+from tests.golden.settings import Settings
 from unveil.checkpoints import ldm_unet
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import cfg
-from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
 from unveil.core.samplers import CoefficientTable, SamplerState, ddim
 from unveil.core.samplers.multistep import plms
@@ -27,14 +26,23 @@ from unveil.types import Condition, NoiseLevel
 class Run:
     """One recorded run: its levels, step and start."""
 
-    def __init__(self, case: Case, network: UNet, given: dict[str, Any]) -> None:
-        self.case, self.given, self.total = case, given, 1000
-        self.process = DiscreteVP(betas("sqrt-linear", self.total, start=0.00085, end=0.012))
-        if given.get("discretize", "uniform") == "quad":
-            self.indices = [int(i) + 1 for i in np.linspace(0, np.sqrt(self.total * 0.8), given["S"]) ** 2]
+    def __init__(self, case: Case, network: UNet, run: Settings) -> None:
+        self.case, self.run, self.settings = case, run, case.meta["settings"]
+        self.process = process_of(self.settings["schedule"])
+        total, steps = self.process.steps, run["S"]
+        spacing, share = run.get("discretize", "uniform"), self.settings["quad_share"]
+        if spacing == "quad":
+            self.indices = [int(i) + 1 for i in np.linspace(0, np.sqrt(total * share), steps) ** 2]
+        elif spacing == "uniform":
+            self.indices = [i + 1 for i in range(0, total, total // steps)]
         else:
-            self.indices = [i + 1 for i in range(0, self.total, self.total // given["S"])]
-        scale = given.get("unconditional_guidance_scale", given.get("scale", 1.0))
+            raise Unsupported(f"discretize {spacing!r}")
+        self.sampler, self.eta = run["sampler"], run.get("eta", 0.0)
+        self.temperature, self.masks = run.get("temperature", 1.0), run.get("use_mask", False)
+        before = self.settings["mask_before"]
+        if self.masks and before != "step":
+            raise Unsupported(f"mask_before {before!r}")
+        scale = run.get("unconditional_guidance_scale", run.get("scale", 1.0))
         cond, null = (self.bound(network, case.io[name]) for name in ("cond", "uncond"))
         self.step = cfg(cond, null, scale)
 
@@ -48,24 +56,32 @@ class Run:
 
     def schedule(self, indices: list[int]) -> Schedule:
         """From the last of the indices to index 0, where the published samplers end."""
-        return Schedule(self.process, [self.process.at((i + 1) / self.total) for i in [*reversed(indices), 0]])
+        return Schedule(self.process, [self.process.at((i + 1) / self.process.steps) for i in [*reversed(indices), 0]])
 
-    def carried_out(self, plan: CoefficientTable, x: Tensor) -> tuple[list[Tensor], list[Estimate]]:
-        """x after every row, and the estimates; known parts are put in before each."""
-        io, states, estimates = self.case.io, [], []
-        heat = self.given.get("temperature", 1.0)
+    def masked(self, x: Tensor, level: NoiseLevel, step: int) -> Tensor:
+        """The x of a step with the part put in that is not sampled, where the run has a mask."""
+        if not self.masks:
+            return x
+        io = self.case.io
+        noised = level.alpha * io["x0"] + level.sigma * io["q_noise"][step]
+        return io["mask"] * noised + (1 - io["mask"]) * x
+
+    def carried_out(self, plan: CoefficientTable, schedule: Schedule, x: Tensor) -> list[tuple[Tensor, Estimate]]:
+        """x after every row, and the estimate; masks act before the first row of each step."""
+        results: list[tuple[Tensor, Estimate]] = []
+        # PLMS's first step has one row more than the others
+        extra = len(plan.rows) - (len(schedule) - 1)
         state = SamplerState(x)
         while not plan.is_done(state):
-            if self.given.get("use_mask"):
-                level = plan.levels[state.number]
-                known = level.alpha * io["x0"] + level.sigma * io["q_noise"][state.number]
-                state = state._replace(x=io["mask"] * known + (1 - io["mask"]) * state.x)
-            noise = heat * io["noise"][state.number]
+            number = state.number
+            step = max(0, number - extra)
+            if number == 0 or number > extra:
+                state = state._replace(x=self.masked(state.x, schedule[step], step))
+            noise = self.temperature * self.case.io["noise"][step]
             state, _, estimate = plan.advance(state, self.step, constant(noise), torch.empty_like(x))
             assert estimate is not None
-            states.append(state.x)
-            estimates.append(estimate)
-        return states, estimates
+            results.append((state.x, estimate))
+        return results
 
 
 def constant(noise: Tensor) -> Noise:
@@ -74,42 +90,48 @@ def constant(noise: Tensor) -> Noise:
 
 
 @torch.no_grad()
-def samplers(case_dir: Path) -> Iterator[Comparison]:
+def samplers(case: Case) -> Iterator[Comparison]:
     """latent-diffusion/samplers."""
-    case = Case(case_dir)
-    if not case.meta["schedule"].startswith("T=1000 linear(=sqrt-linear) 0.00085..0.012"):
-        raise Unsupported(f"schedule {case.meta['schedule']!r}")
     network = loaded(ldm_unet.config_from_arguments(case.meta["unet_arguments"]), case.weights())
-    for name, given in case.meta["runs"].items():
-        made = Run(case, network, given)
-        schedule = made.schedule(made.indices)
-        alpha_bar = [float(level.alpha) ** 2 for level in schedule][::-1]
-        plan = plms(schedule) if given["sampler"] == "plms" else ddim(schedule, given.get("eta", 0.0))
-        yield case.compare(f"{name}.ddim_timesteps", torch.tensor(made.indices))
-        yield case.compare(f"{name}.ddim_alphas", alpha_bar[1:])
-        yield case.compare(f"{name}.ddim_alphas_prev", alpha_bar[:-1])
-        noises = [0.0] * len(made.indices) if given["sampler"] == "plms" else [row.noise for row in plan.rows][::-1]
-        yield case.compare(f"{name}.ddim_sigmas", noises)
-        if given["sampler"] == "img2img":
-            last = schedule[
-                len(schedule) - 2 - given["t_enc"]
-            ]  # noise for one level above the one that decoding begins at
-            x = last.alpha * case.io["x0"] + last.sigma * case.io["noise"][20]
-            yield case.compare(f"{name}.encoded", x)
-            plan = ddim(made.schedule(made.indices[: given["t_enc"]]), given.get("eta", 0.0))
-            yield case.compare(f"{name}.out", made.carried_out(plan, x)[0][-1])
-            continue
-        states, estimates = made.carried_out(plan, case.io["x_T"])
-        first, x0 = states[0], estimates[0].x0
-        if given["sampler"] == "plms":
-            first = states[1]  # of two calls; x0 is what their mean eps leaves of x
-            (here, there) = schedule[:2]
-            x0 = (there.sigma * case.io["x_T"] - here.sigma * first) / (
-                there.sigma * here.alpha - here.sigma * there.alpha
-            )
-        yield case.compare(f"{name}.x_first", first)
-        yield case.compare(f"{name}.pred_x0_first", x0)
-        yield case.compare(f"{name}.out", states[-1])
+    encoded = case.meta["settings"]["img2img_noise"]
+    for name, run in case.meta["runs"].items():
+        yield from separately(name, recorded_run(case, name, network, run, encoded))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"latent-diffusion/samplers": samplers}
+@torch.no_grad()
+def recorded_run(case: Case, name: str, network: UNet, settings: Settings, encoded: int) -> Iterator[Comparison]:
+    """The tables of one run, its first step and its result; `encoded` is the number of the noise of an image."""
+    run = Run(case, network, settings)
+    if run.sampler not in ("ddim", "plms", "img2img"):
+        raise Unsupported(f"sampler {run.sampler!r}")
+    schedule = run.schedule(run.indices)
+    alpha_bar = [float(level.alpha) ** 2 for level in schedule][::-1]
+    multistep = run.sampler == "plms"
+    plan = plms(schedule) if multistep else ddim(schedule, run.eta)
+    yield case.compare(f"{name}.ddim_timesteps", torch.tensor(run.indices))
+    yield case.compare(f"{name}.ddim_alphas", alpha_bar[1:])
+    yield case.compare(f"{name}.ddim_alphas_prev", alpha_bar[:-1])
+    noises = [0.0] * len(run.indices) if multistep else [row.noise for row in plan.rows][::-1]
+    yield case.compare(f"{name}.ddim_sigmas", noises)
+    if run.sampler == "img2img":
+        count = settings["t_enc"]
+        # noised for one level above the one that decoding begins at
+        last = schedule[len(schedule) - 2 - count]
+        x = last.alpha * case.io["x0"] + last.sigma * case.io["noise"][encoded]
+        yield case.compare(f"{name}.encoded", x)
+        shorter = run.schedule(run.indices[:count])
+        yield case.compare(f"{name}.out", run.carried_out(ddim(shorter, run.eta), shorter, x)[-1][0])
+        return
+    results = run.carried_out(plan, schedule, case.io["x_T"])
+    first, x0 = results[0][0], results[0][1].x0
+    if multistep:
+        # of two calls; x0 is what their mean eps leaves of x, which the mask has changed
+        first, start = results[1][0], run.masked(case.io["x_T"], schedule[0], 0)
+        here, there = schedule[:2]
+        x0 = (there.sigma * start - here.sigma * first) / (there.sigma * here.alpha - here.sigma * there.alpha)
+    yield case.compare(f"{name}.x_first", first)
+    yield case.compare(f"{name}.pred_x0_first", x0)
+    yield case.compare(f"{name}.out", results[-1][0])
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"latent-diffusion/samplers": samplers}

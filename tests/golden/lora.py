@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
@@ -38,6 +38,14 @@ def dit_base(case: Case) -> Base:
     config = dit_keys.with_untied_embeddings(
         theirs, dit_keys.config_from_keys(shapes, made["num_attention_heads"], made["sample_size"])
     )
+    sizes = {
+        "in_channels": config.in_channels, "out_channels": config.out_channels, "num_layers": config.depth,
+        "patch_size": config.patch, "attention_head_dim": config.hidden_size // config.heads,
+    }  # fmt: skip
+    if other := [name for name, size in sizes.items() if made.get(name, size) != size]:
+        raise AssertionError(f"the weights have {sizes}, the case has another {other[0]}")
+    if made.get("norm_elementwise_affine", False):
+        raise Unsupported("norm_elementwise_affine")
     parts = dit_keys.convert_state_dict(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
@@ -101,18 +109,17 @@ def base_of(case: Case, kind: str) -> Base:
     return BASES[kind](case)
 
 
-def peft(folder: Path) -> Iterator[Comparison]:
+def peft(case: Case) -> Iterator[Comparison]:
     """peft's adapter through diffusers: off, on, at half its weight, merged; and its two exports to other namings."""
-    case = Case(folder)
     base = base_of(case, case.meta["klass"])
     lora_config = case.meta["lora_config"]
     scale = lora_config["lora_alpha"] / (lora_config["r"] ** 0.5 if lora_config.get("use_rslora") else lora_config["r"])
     network, parts = base.part.network, {base.part.role: base.part}
     for name in (*PEFT, *OTHERS):
-        if not (folder / name).exists():
+        if not (case.folder / name).exists():
             continue
         weight = 1.0 if name in PEFT else scale
-        report = lora.attach(parts, name, lora.read_lora(folder / name), weight)
+        report = lora.attach(parts, name, lora.read_lora(case.folder / name), weight)
         assert not report.unmatched, report.text()
         yield case.compare(f"{name} on", base.output(), "out_lora")
         layers.set_weights(network, {name: 0.5 * weight})
@@ -134,22 +141,35 @@ def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Co
     layers.unfuse_lora(network)
 
 
-def kohya(folder: Path) -> Iterator[Comparison]:
+def kohya(case: Case) -> Iterator[Comparison]:
     """sd-scripts' network on a U-Net and a text encoder, at a multiplier."""
-    case = Case(folder)
+    arguments = case.meta["arguments"]
+    convolution = arguments.get("conv_lora_dim"), arguments.get("conv_alpha")
+    linear = arguments["lora_dim"], arguments["alpha"]
+    written = load_file(case.folder / "lora.safetensors")
+    for key, down in written.items():
+        if key.endswith(".lora_down.weight"):
+            rank, alpha = convolution if down.ndim == 4 and down.shape[-1] > 1 else linear
+            stated = written[key.replace("lora_down.weight", "alpha")]
+            if (down.shape[0], float(stated)) != (rank, alpha):
+                raise AssertionError(f"{key}: rank {down.shape[0]} with alpha {float(stated)}")
     yield from at_work(case, "kohya", float(case.meta["arguments"]["multiplier"]))
 
 
-def cloneofsimo(folder: Path) -> Iterator[Comparison]:
+def cloneofsimo(case: Case) -> Iterator[Comparison]:
     """The layers of some classes by their number, with the scale that tune_lora_scale was given."""
-    case = Case(folder)
+    ranks = {value.shape[0] for key, value in load_file(case.folder / "lora.safetensors").items() if "down" in key}
+    yield case.compare("r", torch.tensor(sorted(ranks)), want=torch.tensor([case.meta["arguments"]["r"]]))
     yield from at_work(case, "simo", float(case.meta["arguments"]["scale"]))
 
 
 def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     """A file off, on and merged, on the networks that the case names; and which modules it was found to be on."""
     base = base_of(case, case.meta["base"]["unet"])
-    text = text_base(case) if "text_encoder" in case.meta["base"] else None
+    kind = case.meta["base"].get("text_encoder")
+    if kind not in (None, "transformers CLIPTextModel"):
+        raise Unsupported(f"a base {kind}")
+    text = None if kind is None else text_base(case)
     used = [(prefix, one) for prefix, one in (("out", base), ("te", text)) if one is not None]
     for prefix, one in used:
         yield case.compare(f"{prefix} off", one.output(), f"{prefix}_base")
@@ -170,9 +190,8 @@ def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     yield from merged(case, base.part.network, name, base)
 
 
-def worked_merge(folder: Path) -> Iterator[Comparison]:
+def worked_merge(case: Case) -> Iterator[Comparison]:
     """One linear layer and one 3x3 convolution, merged by hand."""
-    case = Case(folder)
     io = case.io
     for prefix, layer in (("", nn.Linear(1, 1)), ("conv_", nn.Conv2d(1, 1, 1))):
         down, up = io[f"{prefix}down"], io[f"{prefix}up"].flatten(1)
@@ -184,7 +203,7 @@ def worked_merge(folder: Path) -> Iterator[Comparison]:
         yield case.compare(f"{prefix}merged", layer.weight.clone())
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "lora/cloneofsimo": cloneofsimo,
     "lora/kohya": kohya,
     "lora/peft": peft,

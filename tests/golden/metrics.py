@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from unveil.evaluate import frechet, metrics
 from unveil.evaluate.inception import FidInception, load_weights
 
 
-def inception(folder: Path) -> Iterator[Comparison]:
+def inception(case: Case) -> Iterator[Comparison]:
     """Names and shapes of the state dict, then every recorded output of every input."""
-    case = Case(folder)
     network = FidInception().eval()
     own = {key: list(value.shape) for key, value in network.state_dict().items()}
     yield case.compare("state_dict_keys", int(own == case.meta["keys"]), want=1)
@@ -33,16 +31,17 @@ def inception(folder: Path) -> Iterator[Comparison]:
                 yield case.compare(key, found[key.removeprefix(f"output.{number}.")])
 
 
-def scores(folder: Path) -> Iterator[Comparison]:
+def scores(case: Case) -> Iterator[Comparison]:
     """Every number of `outputs` under the case's settings."""
-    case = Case(folder)
     one, two, logits = (case.io[f"input.{name}"] for name in ("features_1", "features_2", "logits"))
     chosen = case.meta["settings"]
+    seed, degree, offset = chosen["kid_seed"], chosen["kid_degree"], chosen["kid_coef0"]
     subsets = metrics.kid_of_subsets(
-        one, two, subsets=chosen["kid_subsets"], size=chosen["kid_subset_size"], seed=_seed(chosen["kid_rng"])
-    )
+        one, two, subsets=chosen["kid_subsets"], size=chosen["kid_subset_size"], seed=seed, degree=degree,
+        offset=offset,
+    )  # fmt: skip
     if chosen["isc_shuffle"]:  # the published program draws the order from its one seed
-        logits = logits[np.random.RandomState(_seed(chosen["kid_rng"])).permutation(len(logits))]
+        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
     score = metrics.inception_score(logits, splits=chosen["isc_splits"])
     reached = metrics.precision_recall(one, two, neighbours=chosen["prc_neighborhood"])
     least = min(len(one), len(two))
@@ -50,7 +49,7 @@ def scores(folder: Path) -> Iterator[Comparison]:
         "fid": frechet.fid(one, two),
         "isc_mean": score.mean,
         "isc_std": score.std,
-        "kid_full": metrics.kid(one[:least], two[:least]),
+        "kid_full": metrics.kid(one[:least], two[:least], degree=degree, offset=offset),
         "kid_mean": subsets.mean,
         "kid_std": subsets.std,
         "precision": reached.precision,
@@ -58,11 +57,6 @@ def scores(folder: Path) -> Iterator[Comparison]:
     }
     for name, want in case.meta["outputs"].items():
         yield case.compare(name, found[name], want=want)
-
-
-def _seed(rng: str) -> int:
-    """The number in "numpy.random.RandomState(2020); ..."."""
-    return int(rng.split("RandomState(")[1].split(")")[0])
 
 
 def _drawn(salted: str, key: str, shape: list[int]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,21 +20,18 @@ from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 
 
-def unet(folder: Path) -> Iterator[Comparison]:
+def unet(case: Case) -> Iterator[Comparison]:
     """UNetModel of either repository."""
-    case = Case(folder)
     yield from _openai(case, openai_keys.config_from_arguments(case.meta["constructor"]))
 
 
-def superres(folder: Path) -> Iterator[Comparison]:
+def superres(case: Case) -> Iterator[Comparison]:
     """SuperResModel of either repository."""
-    case = Case(folder)
     yield from _openai(case, openai_keys.upsampler(openai_keys.config_from_arguments(case.meta["constructor"])))
 
 
-def ddpm_unet(folder: Path) -> Iterator[Comparison]:
+def ddpm_unet(case: Case) -> Iterator[Comparison]:
     """DDPM's own network in its PyTorch port."""
-    case = Case(folder)
     config = ddpm.config_from_arguments(case.meta["arguments"])
     network = _loaded(config, ddpm.convert_state_dict(case.weights(), config))
     yield case.compare("out", _run(network, case.io["x"], case.io["t"], None))
@@ -43,9 +39,8 @@ def ddpm_unet(folder: Path) -> Iterator[Comparison]:
         yield case.compare("temb_sin", sinusoid(case.io["t"], config.model_channels, config.embedding))
 
 
-def consistency_unet(folder: Path) -> Iterator[Comparison]:
+def consistency_unet(case: Case) -> Iterator[Comparison]:
     """UNetModel of consistency models, alone and behind both of its preconditionings."""
-    case = Case(folder)
     config = openai_keys.consistency(openai_keys.config_from_arguments(case.meta["constructor"]))
     yield from _openai(case, config)
     parts = openai_keys.convert_state_dict(case.weights(), config)
@@ -61,9 +56,8 @@ def consistency_unet(folder: Path) -> Iterator[Comparison]:
             yield case.compare(f"output.denoise.distillation{distilled}", estimate.x0)
 
 
-def classifier(folder: Path) -> Iterator[Comparison]:
+def classifier(case: Case) -> Iterator[Comparison]:
     """EncoderUNetModel: its logits, and the gradient of the log-probability of a class."""
-    case = Case(folder)
     config = openai_keys.classifier_config_from_arguments(case.meta["constructor"])
     network = loaded_classifier(config, case.weights())
     x, t = case.io["input.x"], case.io["input.t"]
@@ -135,7 +129,7 @@ def _run(network: UNet, x: Tensor, t: Tensor, condition: Condition | None) -> Te
     return network(x, t, condition)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "improved-diffusion/unet": unet,
     "improved-diffusion/superres": superres,
     "guided-diffusion/unet": unet,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.case import Case, Comparison, Unsupported, separately
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
-from unveil.core.guidance import cfg, clip_dynamic
+from unveil.core.guidance import cfg, clip_dynamic, gradient, shift_eps
 from unveil.core.process import DATA, DiscreteVP, LinearVP, Process, betas
 from unveil.core.samplers import CoefficientTable, Plan, run
 from unveil.core.samplers.adaptive import dpm_adaptive
@@ -25,14 +24,15 @@ from unveil.core.samplers.step_size import IController, StepDecision, Tolerance,
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.core.schedules import Schedule
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, NoiseLevel, like
+from unveil.types import Condition, NoiseLevel
 
 # ---------------------------------------------------------------------- what a case says
 
 
 def process_of(case: Case) -> Process:
     """The recorded schedule."""
-    schedule, given = case.meta["schedule"], case.meta["schedule"]["kwargs"]
+    schedule = case.meta["schedule"]
+    given = schedule["kwargs"]
     if schedule["kind"] == "linear":
         return LinearVP(given["continuous_beta_0"], given["continuous_beta_1"])
     if schedule["kind"] == "discrete":
@@ -47,7 +47,7 @@ def mixture(case: Case) -> Mixture:
     return Mixture(weights.tolist(), means, spreads.tolist())
 
 
-def ends(case: Case, sample: dict[str, Any]) -> tuple[float, float]:
+def ends(case: Case, sample: Mapping[str, Any]) -> tuple[float, float]:
     """The times at which a run begins and ends."""
     schedule = case.meta["schedule"]
     return sample.get("t_start") or schedule["t_T"], sample.get("t_end") or 1 / schedule["total_N"]
@@ -104,25 +104,33 @@ def onto_data(table: CoefficientTable, level: NoiseLevel) -> CoefficientTable:
 # ---------------------------------------------------------------------- DPM-Solver
 
 
-def dpm_solver(case_dir: Path) -> Iterator[Comparison]:
+def dpm_solver(case: Case) -> Iterator[Comparison]:
     """dpm-solver/discrete and dpm-solver/vp_linear."""
-    case = Case(case_dir)
     process = process_of(case)
     yield from schedule_values(case)
     for name, settings in case.meta["solver_runs"].items():
-        init, sample = settings["init"], settings["sample"]
-        step: DenoiseFn = mixture(case)
-        of: Of = "x0" if init["algorithm_type"] == "dpmsolver++" else "eps"
-        if of == "x0" and init.get("correcting_x0_fn") == "dynamic_thresholding":
-            ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
-            step = thresholded(step, ratio, most)
-        elif init.get("correcting_x0_fn"):
-            raise Unsupported(f"correcting_x0_fn {init['correcting_x0_fn']!r}")
-        plan, first = dpm_plan(process, ends(case, sample), of, sample)
-        if sample.get("denoise_to_zero"):
-            assert isinstance(plan, CoefficientTable)
-            plan = onto_data(plan, process.at(ends(case, sample)[1]))
-        yield from recorded(case, name, plan, step, first)
+        yield from separately(name, dpm_run(case, name, process, settings["init"], settings["sample"]))
+
+
+def dpm_run(
+    case: Case, name: str, process: Process, init: Mapping[str, Any], sample: Mapping[str, Any]
+) -> Iterator[Comparison]:
+    """One solver and its keywords."""
+    of: Of = {"dpmsolver++": "x0", "dpmsolver": "eps"}[init["algorithm_type"]]  # type: ignore[assignment]
+    plan, first = dpm_plan(process, ends(case, sample), of, sample)
+    if sample.get("denoise_to_zero"):
+        assert isinstance(plan, CoefficientTable)
+        plan = onto_data(plan, process.at(ends(case, sample)[1]))
+    yield from recorded(case, name, plan, corrected_x0(mixture(case), init, of), first)
+
+
+def corrected_x0(step: DenoiseFn, init: Mapping[str, Any], of: Of) -> DenoiseFn:
+    """The step with the correction of x0 of a solver's keywords, which acts on solvers of x0 alone."""
+    correction = init.get("correcting_x0_fn")
+    ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
+    if correction not in (None, "dynamic_thresholding"):
+        raise Unsupported(f"correcting_x0_fn {correction!r}")
+    return step if correction is None or of == "eps" else thresholded(step, ratio, most)
 
 
 def thresholded(step: DenoiseFn, ratio: float, most: float) -> DenoiseFn:
@@ -131,24 +139,28 @@ def thresholded(step: DenoiseFn, ratio: float, most: float) -> DenoiseFn:
     return lambda x, level: Estimate.of_x0(clipped(x, level).x0 / most, x, level)
 
 
-def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dict[str, Any]) -> tuple[Plan, int]:
+def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: Mapping[str, Any]) -> tuple[Plan, int]:
     """One run's plan, and the number of rows in its first update, or for single steps in its first two."""
     first, last = between
     method, order = sample.get("method", "multistep"), sample.get("order", 2)
-    skip, bent = sample.get("skip_type", "time_uniform"), sample.get("solver_type") == "taylor"
+    skip, kind = sample.get("skip_type", "time_uniform"), sample.get("solver_type", "dpmsolver")
+    if kind not in ("dpmsolver", "taylor"):
+        raise Unsupported(f"solver_type {kind!r}")
+    bent = kind == "taylor"
+    # every method takes these, whether it uses them or not
+    absolute, relative, steps = sample.get("atol", 0.0078), sample.get("rtol", 0.05), sample.get("steps", 20)
+    lower = 10 if sample.get("lower_order_final", True) else 0
     if method == "adaptive":
         near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
-        tolerance = Tolerance(
-            sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=max_error, unit=x_unit, slack=near
-        )
+        tolerance = Tolerance(absolute, relative, across=max_error, unit=x_unit, slack=near)
         schedule = Schedule(process, [process.at(first), process.at(last)])
         rule = exact if bent else last_stage_only
         return dpm_adaptive(schedule, order, of=of, tolerance=tolerance, control=Rounded(), rule=rule), 0
-    steps = sample["steps"]
     if method == "multistep":
-        lower = 10 if sample.get("lower_order_final", True) else 0
         schedule = spaced(process, skip, first, last, steps)
         return dpm_multistep(schedule, order, of=of, rule=taylor if bent else midpoint, lower_below=lower), 1
+    if method not in ("singlestep", "singlestep_fixed"):
+        raise Unsupported(f"method {method!r}")
     fixed = method == "singlestep_fixed"
     orders = [order] * (steps // order) if fixed else orders_for(steps, order)
     rule = exact if bent else last_stage_only
@@ -169,35 +181,80 @@ class Rounded(IController):
 
 
 class Wrapped(nn.Module):
-    """tanh(0.9 x) + 0.001 t + 0.1 mean(condition)."""
+    """The recorded network: tanh(a x) + b t + c mean(condition), without the last term where there is no condition."""
+
+    def __init__(self, model: Mapping[str, float]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = model["a"], model["b"], model["c"]
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        shift = 0.001 * t
+        shift = self.b * t
         if condition is not None and condition.vector is not None:
-            shift = shift + 0.1 * condition.vector.mean(1)
-        return torch.tanh(0.9 * x) + shift.reshape(-1, *(1,) * (x.ndim - 1))
+            shift = shift + self.c * condition.vector.mean(1)
+        return torch.tanh(self.a * x) + shift.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def model_wrapper(case_dir: Path) -> Iterator[Comparison]:
-    """dpm-solver/model_wrapper: what each kind of network says of the noise, plain and with both guidances."""
-    case = Case(case_dir)
-    given = case.meta["schedule_settings"]
-    if given["betas"] != "square-root-linear":
+class Timed:
+    """A process whose network gets scale (t - shift)."""
+
+    def __init__(self, process: Process, model_time: Mapping[str, float]) -> None:
+        self.process = process
+        self.scale, self.shift = model_time["scale"], model_time["shift"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.process, name)
+
+    def timestep(self, level: NoiseLevel) -> Tensor:
+        """The network's time input."""
+        return self.scale * (level.t - self.shift)
+
+
+WRAPPED = {"noise": predictions.eps, "x_start": predictions.x0, "v": predictions.v, "score": predictions.score}
+TABLES = {"square-root-linear": "sqrt-linear", "linear": "linear"}
+
+
+def wrapped_process(given: Mapping[str, Any]) -> Process:
+    """The schedule of a wrapped network."""
+    if given["kind"] == "linear":
+        return LinearVP(given["beta_min"], given["beta_max"])
+    if given["kind"] != "discrete":
+        raise Unsupported(f"schedule {given['kind']!r}")
+    if given["betas"] not in TABLES:
         raise Unsupported(f"betas {given['betas']!r}")
-    table = betas("sqrt-linear", given["N"], start=given["beta_start"], end=given["beta_end"])
-    process = DiscreteVP(table, interpolate="log-alpha")
-    x, level = case.io["x"], process.at(case.io["t"].double())
-    yield case.compare("model_t_input", torch.as_tensor(process.timestep(level)))
-    scale = case.meta["guidance_scale"]
-    kinds = {"noise": predictions.eps, "x_start": predictions.x0, "v": predictions.v, "score": predictions.score}
-    for name, prediction in kinds.items():
-        denoiser = Denoiser(Wrapped(), process, prediction=prediction)
-        plain, cond, null = (bound(denoiser, vector) for vector in (None, case.io["cond"], case.io["uncond"]))
-        yield case.compare(f"uncond.{name}", plain(x, level).eps)
-        yield case.compare(f"cfg.{name}", cfg(cond, null, scale)(x, level).eps)
-        # the recorded classifier is log p = -0.01 mean(condition) |x|^2 + 1e-4 t; guidance: eps - scale sigma gradient
-        gradient = -0.02 * case.io["cond"].mean(1).reshape(-1, *(1,) * (x.ndim - 1)) * x
-        yield case.compare(f"classifier.{name}", plain(x, level).eps - scale * like(level.sigma, x) * gradient)
+    table = betas(TABLES[given["betas"]], given["N"], start=given["beta_start"], end=given["beta_end"])
+    return DiscreteVP(table, interpolate="log-alpha")
+
+
+def model_wrapper(case: Case) -> Iterator[Comparison]:
+    """dpm-solver/model_wrapper: what each kind of network says of the noise, plain and with both guidances."""
+    settings = case.meta["settings"]
+    process = Timed(wrapped_process(case.meta["schedule_settings"]), settings["model_time"])
+    level = process.at(case.io["t"].double())
+    yield case.compare("model_t_input", process.timestep(level))
+    for name in WRAPPED:
+        if any(key.endswith(f".{name}") for key in case.io):
+            yield from separately(name, wrapped(case, name, process, level))
+
+
+def wrapped(case: Case, name: str, process: Timed, level: NoiseLevel) -> Iterator[Comparison]:
+    """One kind of network."""
+    x, scale = case.io["x"], case.meta["guidance_scale"]
+    model, classifier = Wrapped(case.meta["settings"]["model"]), case.meta["settings"]["classifier"]
+    a, b = classifier["a"], classifier["b"]
+    denoiser = Denoiser(model, process, prediction=WRAPPED[name])  # type: ignore[arg-type]
+    plain, cond, null = (bound(denoiser, vector) for vector in (None, case.io["cond"], case.io["uncond"]))
+    rows = case.io["cond"].mean(1)
+
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
+        return a * rows * x.flatten(1).square().sum(1) + b * process.timestep(level)
+
+    steps = {
+        "uncond": plain,
+        "cfg": cfg(cond, null, scale),
+        "classifier": shift_eps(plain, gradient(score, scale)),
+    }
+    for kind, step in steps.items():
+        yield case.compare(f"{kind}.{name}", step(x, level).eps)
 
 
 def bound(denoiser: Denoiser, vector: Tensor | None) -> DenoiseFn:
@@ -209,30 +266,40 @@ def bound(denoiser: Denoiser, vector: Tensor | None) -> DenoiseFn:
 # ---------------------------------------------------------------------- UniPC
 
 
-def uni_pc(case_dir: Path) -> Iterator[Comparison]:
+def uni_pc(case: Case) -> Iterator[Comparison]:
     """UniPC/discrete and UniPC/vp_linear."""
-    case = Case(case_dir)
     process, step = process_of(case), mixture(case)
     yield from schedule_values(case)
     rules: dict[str, tuple[Rule, Rule]] = {"bh1": (b1, b1), "bh2": (b2, b2), "vary_coeff": (varying, published_varying)}
     for name, settings in case.meta["solver_runs"].items():
-        init, sample = settings["init"], settings["sample"]
-        if sample.get("method", "multistep") != "multistep":
-            raise Unsupported(f"method {sample['method']!r}")
-        of: Of = "x0" if init["algorithm_type"] == "data_prediction" else "eps"
-        predict, correct = rules[init.get("variant", "bh1")]
-        first, last = ends(case, sample)
-        schedule = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
-        lower = math.inf if sample.get("lower_order_final", True) else 0
-        order = sample.get("order", 2)
-        plan = unipc(schedule, order, of=of, predict=predict, correct=correct, lower_below=lower)
-        if sample.get("denoise_to_zero"):
-            plan = onto_data(plan, schedule[-1])
-        yield from recorded(case, name, plan, step, first=-1)
-        if sample["steps"] > 1:
-            yield case.compare(
-                f"{name}.f64.x1", corrected(unipc(schedule, 1, of=of, correct=correct), schedule, step, case)
-            )
+        init = settings["init"]
+        rule = rules[init.get("variant", "bh1")]
+        yield from separately(name, unipc_run(case, name, (process, step), rule, init, settings["sample"]))
+
+
+def unipc_run(
+    case: Case, name: str, parts: tuple[Process, DenoiseFn], rule: tuple[Rule, Rule], init: Mapping[str, Any],
+    sample: Mapping[str, Any],
+) -> Iterator[Comparison]:  # fmt: skip
+    """One variant and its keywords."""
+    if sample.get("method", "multistep") != "multistep":
+        raise Unsupported(f"method {sample['method']!r}")
+    of: Of = {"data_prediction": "x0", "noise_prediction": "eps"}[init["algorithm_type"]]  # type: ignore[assignment]
+    (process, step), (predict, correct) = parts, rule
+    step = corrected_x0(step, init, of)
+    first, last = ends(case, sample)
+    schedule = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
+    lower = math.inf if sample.get("lower_order_final", True) else 0
+    plan = unipc(schedule, sample.get("order", 2), of=of, predict=predict, correct=correct, lower_below=lower)
+    if sample.get("denoise_to_zero"):
+        plan = onto_data(plan, schedule[-1])
+    yield from recorded(case, name, plan, step, first=-1)
+    for unused in ("atol", "rtol"):  # of other methods; all keywords are taken
+        sample.get(unused)
+    if sample["steps"] > 1:
+        yield case.compare(
+            f"{name}.f64.x1", corrected(unipc(schedule, 1, of=of, correct=correct), schedule, step, case)
+        )
 
 
 def corrected(plan: CoefficientTable, schedule: Schedule, step: DenoiseFn, case: Case) -> Tensor:
@@ -278,7 +345,7 @@ def published_varying_of(nodes: Sequence[float], reach: float) -> list[float]:
     return [1.0 - sum(weights), weights[-1], *weights[:-1]]
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "dpm-solver/discrete": dpm_solver,
     "dpm-solver/vp_linear": dpm_solver,
     "dpm-solver/model_wrapper": model_wrapper,

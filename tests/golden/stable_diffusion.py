@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -12,22 +12,26 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.text import encoded
-from unveil.checkpoints.formats import single_file
+from unveil.autoencoders import AutoencoderKL
+from unveil.checkpoints import ldm_unet
+from unveil.checkpoints.formats import autoencoder, single_file
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.guidance import cfg
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import run
+from unveil.model import Model
+from unveil.nn.unet import UNet
 from unveil.types import Condition
 
 
-def pipeline(folder: Path) -> Iterator[Comparison]:
+def pipeline(case: Case) -> Iterator[Comparison]:
     """Tokens, DDIM with guidance, decoded: everything read from the union of the files, as of one checkpoint."""
-    case = Case(folder)
-    found = re.search(r"DDIM (\d+) steps eta ([\d.]+) CFG ([\d.]+)", case.meta["flags"])
-    if found is None:
+    # the only kind whose steps are recorded in a remark alone
+    numbers = re.search(r"DDIM (\d+) steps eta ([\d.]+) CFG ([\d.]+)", case.meta["flags"])
+    if numbers is None:
         raise Unsupported(f"a pipeline of other steps: {case.meta['flags']}")
-    steps, eta, scale = int(found[1]), float(found[2]), float(found[3])
+    steps, eta, scale = int(numbers[1]), float(numbers[2]), float(numbers[3])
     arguments = case.meta["unet_arguments"]
     heads = {"head_channels": arguments["num_head_channels"]} if arguments.get("num_head_channels", -1) > 0 else {
         "heads": arguments["num_heads"]
@@ -40,6 +44,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         activation="quick-gelu" if words["hidden_act"] == "quick_gelu" else "gelu",
     )
     model = single_file.read_checkpoint(case.weights(), overrides).model
+    yield from configurations(case, model)
     text = cast(TextEncoder, model.conditioners[single_file.PROMPT])
     with torch.no_grad():
         both = {name: encoded(text, case.io[ids]) for name, ids in (("cond", "input_ids"), ("uncond", "uncond_ids"))}
@@ -62,9 +67,29 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
     yield case.compare("tensors changed by writing", torch.tensor(len(changed)), want=torch.tensor(0))
 
 
+def configurations(case: Case, model: Model) -> Iterator[Comparison]:
+    """What the file was taken for, beside the constructors' arguments."""
+    unet = ldm_unet.config_from_arguments(case.meta["unet_arguments"])
+    yield case.compare("unet_arguments", int(cast(UNet, model.denoiser.network).config == unet), want=1)
+    codec = cast(AutoencoderKL, model.autoencoder).config
+    vae = replace(autoencoder.config_from_arguments(case.meta["vae_arguments"]), scale=codec.scale)
+    yield case.compare("vae_arguments", int(codec == vae), want=1)
+    words, prefix = case.meta["text_arguments"], "cond_stage_model.transformer.text_model"
+    shapes = {key.removeprefix(f"{prefix}."): tuple(tensor.shape) for key, tensor in case.weights().items()}
+    width, first = words["hidden_size"], "encoder.layers.0.mlp.fc1.weight"
+    sizes = {
+        "embeddings.token_embedding.weight": (words["vocab_size"], width),
+        "embeddings.position_embedding.weight": (words["max_position_embeddings"], width),
+        first: (words["intermediate_size"], width),
+    }
+    yield case.compare("text_arguments", int(sizes == {key: shapes[key] for key in sizes}), want=1)
+    layers = sum(key.startswith("encoder.layers.") and key.endswith(".mlp.fc1.weight") for key in shapes)
+    yield case.compare("num_hidden_layers", layers, want=words["num_hidden_layers"])
+
+
 def _same(key: str, mine: Tensor, theirs: Tensor) -> bool:
     """Weights to the bit, tables of the schedule as close as float32 holds them."""
     return torch.allclose(mine, theirs, rtol=1e-5) if key in single_file.SCHEDULE else torch.equal(mine, theirs)
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"latent-diffusion/sd1_tiny_pipeline": pipeline}
+KINDS: dict[str, Callable[[Case], Iterator[Comparison]]] = {"latent-diffusion/sd1_tiny_pipeline": pipeline}

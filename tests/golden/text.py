@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ CUT = "tokenize_truncate_"  # and the length of a row
 LENGTH = 77  # of a row that states none
 
 
-def tokenizer(folder: Path) -> Iterator[Comparison]:
+def tokenizer(case: Case) -> Iterator[Comparison]:
     """CLIP's encoding both ways, and rows of tokens cut to a length."""
-    case = Case(folder)
-    tokenized, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip_tokenizer()
+    tokenized, vocabulary = json.loads((case.folder / "tokens.json").read_text("utf-8")), clip_tokenizer()
     for number, one in enumerate(tokenized):
         tokens = vocabulary.encode(one["prompt"])
         yield case.compare(f"encode.{number}", torch.tensor(tokens), want=torch.tensor(one["encode"]))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from unveil.io import staging
 from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store
 
@@ -73,7 +74,7 @@ def kill_once(save, load, folder: Path, chance: random.Random) -> dict[str, int 
     os.close(readable)
     finished = 1 + len(progress) // 4
     stale = sum(path.name.startswith(".") for path in folder.iterdir())
-    checkpoint_store.remove_stale(folder)
+    staging.sweep(folder)
     left = sum(path.name.startswith(".") for path in folder.iterdir())
     return {"finished": finished, "found": load(folder), "stale": stale, "left": left}
 

@@ -7,11 +7,13 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,54 @@ def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(memory):
     assert sum(life["found"] is None for life in naive) >= 12, naive
 
 
+def kill_points(scenario: str, system: str, every: int, folder: Path) -> list[dict[str, Any]]:
+    script = str(HARNESS.with_name("kill_points.py"))
+    root = HARNESS.parents[2]
+    command = [sys.executable, script, scenario, system, str(every), str(folder)]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+CASES = [
+    pytest.param("save", "exchange", 1),
+    pytest.param("save", "renames", 1),
+    pytest.param("download", "exchange", 1, marks=pytest.mark.release),
+    pytest.param("convert", "exchange", 1, marks=pytest.mark.release),
+    pytest.param("convert", "renames", 1, marks=pytest.mark.release),
+]
+
+
+@pytest.mark.parametrize(("scenario", "system", "every"), CASES)
+def test_killed_at_any_file_operation_the_old_or_the_new_content_is_there(memory, scenario, system, every):
+    lives = kill_points(scenario, system, every, memory)
+    assert len(lives) > 3
+    assert lives[-1]["at"] == "end"
+    assert all(life["end"] == -signal.SIGKILL for life in lives[:-1])
+    assert {life["state"] for life in lives} == {"old", "new"}, lives
+    states = [life["state"] for life in lives]
+    assert states == sorted(states, reverse=True), "the new content was there, and then the old"
+    assert any(life["stale"] for life in lives), "no kill left anything: the test has no power"
+    assert all(life["after"] == "new" and not life["left"] for life in lives), "the next writer sweeps"
+    if scenario != "download":
+        assert ("exchange" in {life["at"] for life in lives}) or system == "renames"
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.release)])
+def test_killed_at_any_file_operation_a_training_has_its_newest_checkpoint(memory, every):
+    lives = kill_points("train", "exchange", every, memory)
+    assert all(life["end"] == -signal.SIGKILL for life in lives)
+    assert all(life["valid"] == life["published"] for life in lives), "what has its name is complete"
+    valid = [life["valid"] for life in lives]
+    assert valid == sorted(valid), "a later kill leaves no earlier checkpoint"
+    assert {1, 2} <= set(valid)
+    assert any(life["stale"] for life in lives), "no kill left anything: the test has no power"
+    assert not any(life["left"] for life in lives), "the next start sweeps"
+
+
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
 def test_the_previous_checkpoint_stays_valid_at_any_failing_call(tmp_path, monkeypatch, call, fault):
@@ -110,21 +160,6 @@ def test_a_full_disk_is_reported_and_changes_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint_store.latest_valid(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000001"]
-
-
-def test_stale_folders_are_swept_and_a_running_writer_is_left_alone(tmp_path):
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    for name in (f".staging-step_000001-{int(dead.stdout)}-0a1b2c3d", f".dropped-x-{os.getpid()}-0a1b2c3d"):
-        (tmp_path / name).mkdir()
-    running = tmp_path / f".staging-step_000001-{os.getppid()}-0a1b2c3d"
-    running.mkdir()
-    (folder,) = saved(tmp_path, 3)
-    os.rename(folder, tmp_path / f".replaced-step_000003-{int(dead.stdout)}-0a1b2c3d")  # died between two renames
-    assert len(checkpoint_store.remove_stale(tmp_path)) == 2
-    assert running.exists()
-    assert checkpoint_store.latest_valid(tmp_path) == folder
 
 
 def test_old_checkpoints_are_deleted_and_the_newest_kept(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 import unveil
 from unveil.core import timestep_sampling
+from unveil.core.process import betas
 from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError
 from unveil.model.config import (
@@ -249,6 +250,15 @@ def test_every_process_trains_and_samples(process):
     loss.value.backward()
     assert loss.value.isfinite()
     assert model.generate(count=2, steps=3, cond={"label": 1}).isfinite().all()
+
+
+def test_the_cosine_table_of_a_recipe_has_its_offset_and_largest_beta():
+    recipe = load_recipe(
+        "ddpm-digits",
+        ["process={kind: discrete-vp, beta_schedule: cosine, timesteps: 50, cosine_offset: 0.05, largest_beta: 0.5}"],
+    )
+    assert torch.equal(recipe.model.process.build().betas, betas("cosine", 50, offset=0.05, largest=0.5))
+    assert "cosine_offset = 0" in fault("process={kind: discrete-vp, cosine_offset: 0}")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_videos_are_generated_extended_looped_connected_and_edited(painting_page
     painted(page, "video")
     again = made(page, edited)
     request = studio.service.queue.get(again).request
-    stays = np.array(Image.open(studio.service.inputs.path(request["keep_mask"]))) > 127
+    stays = np.array(Image.open(studio.service.uploads().path(request["keep_mask"]))) > 127
     assert 4 < int(stays.sum()) < 500
     before, after = (frames_of(studio, id).float() for id in (first, again))
     off = (after - before).abs().mean((0, 1)).numpy()

@@ -100,7 +100,7 @@ def test_a_painted_region_is_inpainted_and_the_rest_stays(painting_page: Any, st
     begun(page, "a red circle on green", 8)
     again = another(page, "image", first)
     before, after = (decoded(files(studio, id)[0]) for id in (first, again))
-    mask = decoded(studio.service.inputs.path(job_of(studio, again).request["mask"]).read_bytes())[0] > 127
+    mask = decoded(studio.service.uploads().path(job_of(studio, again).request["mask"]).read_bytes())[0] > 127
     assert 4 < int(mask.sum()) < 500
     assert (before != after).any(0)[mask].any()
     assert (before == after).all(0)[~mask].all()

@@ -57,7 +57,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudioCl
     parts = (queue, JobOutputs(folder / MADE), FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))
     service = Service(*parts)  # type: ignore[arg-type]
     yield StudioClient(service, None)
-    service.inputs.close()
+    service.uploads().close()
     queue.close()
 
 
@@ -205,7 +205,7 @@ def test_a_grid_is_limited_by_the_queue(laid: Laid, client: StudioClient):
 
 def run_of(client: StudioClient, name: str, sheets: int = 0) -> Path:
     """A run with a checkpoint and a number of sample grids."""
-    run = client.service.catalog.runs / name
+    run = client.service.catalog().runs / name
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "samples").mkdir(exist_ok=True)
     for place in range(sheets):
@@ -219,8 +219,8 @@ def test_a_new_run_cannot_have_the_name_of_a_model(laid: Laid, client: StudioCli
     bundled = client.models()[0]
     with pytest.raises(RecipeError, match=f"A model named {bundled} already exists; {bundled}-2 is free"):
         train._submit("", "", "ddpm-digits", bundled, True, "")
-    (client.service.catalog.runs / f"{bundled}-2").mkdir(parents=True)
-    assert client.service.catalog.free_run_name(bundled) == f"{bundled}-3"
+    (client.service.catalog().runs / f"{bundled}-2").mkdir(parents=True)
+    assert client.service.catalog().free_run_name(bundled) == f"{bundled}-3"
     assert client.service.queue.jobs() == []
     train._submit("", "", "ddpm-digits", f"{bundled}-2", True, "")  # an own run is resumed
     run_of(client, "mine")
@@ -364,13 +364,13 @@ def test_parameters_of_a_video_without_a_field_are_reported(laid: Laid):
 
 def test_a_painted_mask_is_restored_as_a_file(laid: Laid, client: StudioClient):
     image_tab, video = laid(ImageTab), laid(VideoTab)
-    kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    kept = client.service.uploads().store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
     edit = {"image": kept.name, "mask": kept.name}
     found = dict(zip(image_tab.fields, image_tab.filled_by("inpaint", edit), strict=True))
-    assert found["mask"] == str(client.service.inputs.path(kept.name))
+    assert found["mask"] == str(client.service.uploads().path(kept.name))
     assert image_tab.request(found)["mask"] == kept.name
     found = dict(zip(video.fields, video.filled_by("video-edit", {"keep_mask": kept.name}), strict=True))
-    assert (found["means"], found["mask"]) == ("keep_mask", str(client.service.inputs.path(kept.name)))
+    assert (found["means"], found["mask"]) == ("keep_mask", str(client.service.uploads().path(kept.name)))
     gone = dict(zip(image_tab.fields, image_tab.filled_by("inpaint", {**edit, "mask": MASK}), strict=True))
     assert gone["mask"] is None
     with pytest.raises(RecipeError, match="Paint over"):
@@ -398,7 +398,7 @@ def test_a_painted_mask_is_restored_as_a_file(laid: Laid, client: StudioClient):
 def test_a_request_comes_back_from_the_components_that_it_fills(
     laid: Laid, client: StudioClient, tab: Any, task: str, request_: dict[str, Any]
 ):
-    form, kept = laid(tab), client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    form, kept = laid(tab), client.service.uploads().store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
 
     def named(value: Any) -> Any:
         if isinstance(value, list):
@@ -422,8 +422,8 @@ def test_a_mask_is_either_painted_or_uploaded(laid: Laid, client: StudioClient, 
     layer = Image.new("RGBA", (8, 8))
     layer.paste((255, 0, 0, 255), (0, 0, 4, 8))
     layer.save(painted)
-    kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
-    given = str(client.service.inputs.path(kept.name))
+    kept = client.service.uploads().store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    given = str(client.service.uploads().path(kept.name))
     brush = {"layers": [str(painted)]}
     assert image_tab.masked({"editor": None, "mask": None}, kept) is None
     assert image_tab.masked({"editor": brush, "mask": None}, kept) not in (None, kept.name)

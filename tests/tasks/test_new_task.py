@@ -113,9 +113,8 @@ from unveil.tasks import registry
 import gradio as gr
 from pathlib import Path
 from types import SimpleNamespace
-form = TaskForm(
-    registry.task_class("mirror"), StudioClient(SimpleNamespace(catalog=Catalog(Path("runs"))), None), Translator("en")
-)
+service = SimpleNamespace(catalog=lambda owner: Catalog(Path("runs")), admins=None)
+form = TaskForm(registry.task_class("mirror"), StudioClient(service, None), Translator("en"))
 with gr.Blocks():
     form.build()
 labels = {field.part.label: field.part for field in form.fields}

@@ -171,9 +171,7 @@ def full_disk(monkeypatch):
 
     def fsync(handle: int) -> None:
         name = os.readlink(f"/proc/self/fd/{handle}")
-        if any(
-            f".staging-{checkpoint_store.step_name(step)}-" in name and name.endswith("safetensors") for step in steps
-        ):
+        if any(f".{checkpoint_store.step_name(step)}." in name and name.endswith("safetensors") for step in steps):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 

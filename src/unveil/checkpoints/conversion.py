@@ -14,6 +14,7 @@ from unveil.checkpoints import loader, registry, safe_unpickle
 from unveil.checkpoints.format import Format, LoadedCheckpoint
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import read_tensors
 from unveil.model import build, model_folder
 from unveil.model.config import ModelConfig
@@ -78,6 +79,7 @@ def convert(
     named = registry.get_format(name)  # an unknown name is answered before anything is read
     if int8 and named.save_int8 is None:
         raise RecipeError(f"dtype int8: the layout {name} cannot be written so; choose float32, bfloat16 or float16")
+    staging.recover(source)
     if not source.is_file():
         return _write(_open_folder(source), out, name, dtype, int8)
     with tempfile.TemporaryDirectory() as scratch:

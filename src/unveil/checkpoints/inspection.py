@@ -10,6 +10,7 @@ from unveil.checkpoints.format import Kind
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import Error, WeightsError
+from unveil.io import staging
 from unveil.io.files import Header, read_header, read_state
 from unveil.model.model_folder import summary
 
@@ -31,6 +32,7 @@ def inspect(path: Path | str, overrides: ModelOverrides | None = None) -> dict[s
         WeightsError: There is nothing, or a file that is not safetensors.
     """
     path = Path(path)
+    staging.recover(path)
     if path.is_file():
         header = read_header(path)
         facts = {"path": str(path), "what": _title(header), **summary({path.name: header})}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil.errors import WeightsError
+from unveil.io.console import one_line
 
 
 class SourceKeys(NamedTuple):
@@ -99,4 +100,4 @@ def check_keys(actual: Iterable[str], wanted: Iterable[str]) -> None:
 def abbreviate(lines: Sequence[str], limit: int = 8) -> str:
     """The first few of them and how many there are."""
     rest = f" and {len(lines) - limit} more" if len(lines) > limit else ""
-    return f"{len(lines)} ({', '.join(lines[:limit])}{rest})"
+    return f"{len(lines)} ({', '.join(map(one_line, lines[:limit]))}{rest})"

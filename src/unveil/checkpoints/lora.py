@@ -25,6 +25,7 @@ from unveil.checkpoints.formats.lora import DENOISER, LoraEntry, Naming, ParsedL
 from unveil.checkpoints.hf import image_adapters
 from unveil.checkpoints.key_mapping import KeyMap, abbreviate
 from unveil.errors import RecipeError, ShapeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import read_header, read_state
 from unveil.model import Model
 from unveil.nn import lora
@@ -256,6 +257,7 @@ def read_lora(path: Path) -> ParsedLora:
     Raises:
         WeightsError: Missing, damaged, or no LoRA that can be read.
     """
+    staging.recover(path)
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
     detected = registry.detect(tensors)

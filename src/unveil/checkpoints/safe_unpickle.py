@@ -6,18 +6,23 @@ had faults before, so it runs where it can do little harm: `python -m unveil.che
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unveil.io import sandbox
+from unveil.io.console import one_line
 
-SECONDS = 600
-ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
+SECONDS, BYTES_PER_SECOND = 30, 100_000_000  # CPU time: a constant, and one second for this number of bytes
+WAIT = 20  # seconds of waiting for each second of CPU time: disks and other processes may be slow
+ROOM = 1 << 30  # bytes of address space beside four times the file
+WORKING_ROOM = 400 << 20  # at least so much of it beyond torch itself, whose builds for GPUs map gigabytes
 CHOSEN, REFUSED = 0, 3
 # Classes that checkpoints of Lightning name beside their weights; their replacement does nothing
 BESIDE = (
@@ -40,17 +45,19 @@ def tensors_of(path: Path, out: Path) -> str:
     from unveil.errors import WeightsError
 
     command = sandbox.command("unveil.checkpoints.safe_unpickle", str(path.resolve()), str(out))
+    seconds = SECONDS + path.stat().st_size // BYTES_PER_SECOND
     try:
         done = subprocess.run(
-            command, env=sandbox.environment(), capture_output=True, text=True, timeout=SECONDS, check=False
+            command, env=sandbox.environment(), capture_output=True, text=True, timeout=WAIT * seconds, check=False
         )
     except subprocess.TimeoutExpired as problem:
         raise WeightsError(
-            f"{path}: reading took more than {SECONDS} s and was stopped; the file was not used"
+            f"{path}: reading took more than {WAIT * seconds} s and was stopped; the file was not used"
         ) from problem
     if done.returncode != CHOSEN:
         lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines and done.returncode == REFUSED else f"the reader ended with code {done.returncode}"
+        refused = lines and done.returncode == REFUSED
+        reason = lines[-1] if refused else f"its reading {sandbox.explain_end(done.returncode, seconds)}"
         raise WeightsError(f"{path}: {reason}; nothing in it was run: ask for a safetensors file")
     return done.stdout.strip()
 
@@ -103,34 +110,56 @@ def _averaged(content: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def _main(source: str, out: str) -> int:
+    import torch  # before the limits: it is not of the file, and its address space is added to them
+
+    from unveil.errors import WeightsError, out_of_memory
+
     size = os.path.getsize(source)
-    sandbox.limit(seconds=SECONDS, memory=ROOM + 4 * size, written=2 * size + (1 << 20))
+    memory = max(ROOM, sandbox.address_space() + WORKING_ROOM) + 4 * size
+    written = 2 * size + (1 << 20)
+    sandbox.limit(seconds=SECONDS + size // BYTES_PER_SECOND, memory=memory, written=written)
+    try:
+        with torch.serialization.safe_globals([(Placeholder, name) for name in BESIDE]):
+            where = _write_chosen(Path(source), Path(out))
+    except WeightsError as problem:
+        reason = str(problem).removeprefix(f"{source}: ").removesuffix("; ask for a safetensors file")
+    except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
+        if out_of_memory(problem):
+            reason = f"needs more than {memory / (1 << 30):.1f} GiB of memory to be read"
+        elif isinstance(problem, OSError) and problem.errno == errno.EFBIG:
+            reason = f"has tensors of more than {written:,} bytes, twice its size"
+        else:
+            named = re.search(r"GLOBAL (\S+)", str(problem))
+            first = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]}"
+            reason = f"holds more than tensors, or is damaged ({f'it names {named[1]}' if named else first})"
+    else:
+        print(where)
+        return CHOSEN
+    print(one_line(reason), file=sys.stderr)
+    return REFUSED
+
+
+def _write_chosen(source: Path, out: Path) -> str:
+    """Write the weights of a file as safetensors; return which part of the file they are.
+
+    Raises:
+        WeightsError: The file has no weights, or is not as `torch.save` writes it.
+    """
     import torch
 
     from unveil.errors import WeightsError
-    from unveil.io.files import write_tensors
+    from unveil.io.files import require_stored, require_whole, write_tensors
 
-    try:
-        with torch.serialization.safe_globals([(Placeholder, name) for name in BESIDE]):
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
-        named = re.search(r"GLOBAL (\S+)", str(problem))
-        first = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]}"
-        reason = f"it names {named[1]}" if named else first
-        print(f"holds more than tensors, or is damaged ({reason})", file=sys.stderr)
-        return REFUSED
-    try:
-        chosen = _averaged(content) or _weights(content)
-    except WeightsError as problem:
-        print(problem, file=sys.stderr)
-        return REFUSED
+    if zipfile.is_zipfile(source):
+        require_stored(source)
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    chosen = _averaged(content) or _weights(content)
     if chosen is None:
-        print("holds no state dict of tensors", file=sys.stderr)
-        return REFUSED
+        raise WeightsError("holds no state dict of tensors")
     where, tensors = chosen
-    write_tensors(Path(out), tensors)
-    print(where)
-    return CHOSEN
+    require_whole(source, tensors)
+    write_tensors(out, tensors)
+    return where
 
 
 if __name__ == "__main__":

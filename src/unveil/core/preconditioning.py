@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.prediction import edm_f, eps, solve
-from unveil.core.process import DiscreteVP, betas
+from unveil.core.process import COSINE_OFFSET, LARGEST_BETA, DiscreteVP, betas
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -126,11 +126,15 @@ class IDDPMPreconditioning:
 
     Args:
         timesteps: M of the paper, the length of the table.
+        offset: C_2 of the paper, the offset of the cosine, above 0.
+        largest_beta: 1 - C_1 of the paper, the largest beta of the table, inside (0, 1).
 
     Source: Karras et al. 2022, table 1, column iDDPM, and appendix C.3.
     """
 
     timesteps: int = 1000
+    offset: float = COSINE_OFFSET
+    largest_beta: float = LARGEST_BETA
 
     def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Coefficients of eps."""
@@ -151,7 +155,7 @@ class IDDPMPreconditioning:
     @cached_property
     def ratios(self) -> Tensor:
         """Sigma / alpha of clean data and of every index, (timesteps + 1,) float64: u of the paper, from the last."""
-        alpha2 = DiscreteVP(betas("cosine", self.timesteps)).alpha_bar
+        alpha2 = DiscreteVP(betas("cosine", self.timesteps, offset=self.offset, largest=self.largest_beta)).alpha_bar
         return ((1 - alpha2) / alpha2).sqrt()
 
     def _place(self, r: Tensor) -> Tensor:

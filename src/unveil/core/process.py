@@ -302,18 +302,18 @@ def _linear(steps: int, start: float, end: float) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
-def _cosine(steps: int, start: float, end: float) -> Tensor:
-    del start, end  # the curve has no ends to choose; Nichol & Dhariwal 2021, eq. 17
-    offset, largest = 0.008, 0.999
+def _cosine(steps: int, offset: float, largest: float) -> Tensor:
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha_bar = ((t + offset) / (1 + offset) * math.pi / 2).cos() ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
 
 
+COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999  # Nichol & Dhariwal 2021, section 3.2
+
 BETAS = {
     "linear": _linear,  # Ho et al. 2020, section 4
     "linear-scaled": lambda n, a, b: _linear(n, 1000 / n * a, 1000 / n * b),  # Improved DDPM: any N, one curve
-    "cosine": _cosine,
+    "cosine": lambda n, a, b: _cosine(n, COSINE_OFFSET, LARGEST_BETA),  # has no ends
     "sqrt-linear": lambda n, a, b: _linear(n, a**0.5, b**0.5) ** 2,  # latent diffusion's "linear"
     "quad": lambda n, a, b: _linear(n, a**0.5, b**0.5) ** 2,  # the same curve under DDPM's name
     "sqrt": lambda n, a, b: _linear(n, a, b) ** 0.5,
@@ -323,7 +323,15 @@ BETAS = {
 }
 
 
-def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> Tensor:
+def betas(
+    kind: str,
+    steps: int,
+    *,
+    start: float = 1e-4,
+    end: float = 0.02,
+    offset: float = COSINE_OFFSET,
+    largest: float = LARGEST_BETA,
+) -> Tensor:
     """A published table of betas, (steps,) float64.
 
     Args:
@@ -331,15 +339,19 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
         steps: Length of the table, at least 2.
         start: First beta, for the kinds that have one.
         end: Last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
+        offset: s of "cosine", above 0: the share of the curve by which it begins below alpha = 1.
+        largest: Largest beta of "cosine", inside (0, 1]; larger ones are clipped to it.
 
     Raises:
-        RecipeError: The kind is unknown, or steps is below 2.
+        RecipeError: The kind is unknown, steps is below 2, or offset or largest is outside its range.
     """
     if kind not in BETAS:
         raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{did_you_mean(kind, list(BETAS))}")
     if steps < 2:
         raise RecipeError(f"steps = {steps}: a schedule needs at least 2")
-    return BETAS[kind](steps, start, end)
+    if not offset > 0 or not 0 < largest <= 1:
+        raise RecipeError(f"offset = {offset}, largest = {largest}: the offset must be > 0, the largest beta in (0, 1]")
+    return _cosine(steps, offset, largest) if kind == "cosine" else BETAS[kind](steps, start, end)
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:

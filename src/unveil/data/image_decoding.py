@@ -32,6 +32,7 @@ from torch import Tensor
 
 from unveil.errors import DataError
 from unveil.io.image_modes import eight_bits
+from unveil.io.video.containers import explain_animation
 
 MAX_BYTES = 8 << 20  # bytes before the pixels, unpacked
 MAX_CHUNKS = 1000  # chunks of a PNG before the pixels
@@ -233,7 +234,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     limit is one number for the whole process.
 
     Raises:
-        DataError: Not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
+        DataError: Not a PNG, JPEG or WebP, damaged, larger than max_pixels, or an animation with too many pixels.
     """
     head = file.read(HEAD)
     name = format_of(head)
@@ -251,6 +252,8 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     except Exception as error:  # plug-ins raise what their parsers meet: SyntaxError, struct.error, ValueError ...
         raise DataError(f"damaged {name}: {error}; export it again or remove it") from error
     _within(image.size, max_pixels)
+    if (why := explain_animation(image.size, int(getattr(image, "n_frames", 1)))) is not None:
+        raise DataError(why)
     return image
 
 

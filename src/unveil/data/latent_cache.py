@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,7 +31,7 @@ from unveil.data.control_images import ControlImageDataset
 from unveil.data.fingerprint import Progress, dataset_fingerprint
 from unveil.data.latents import LABELS, LATENTS, LatentFile, open_latent_file, write_latents
 from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError
-from unveil.io.files import write_atomically
+from unveil.io.files import tensor_bytes, write_atomically
 from unveil.io.images import to_unit
 from unveil.types import Item
 
@@ -228,10 +227,10 @@ def _part(path: Path, items: SourceDataset, rows: range, encoder: LatentEncoder,
             f"item {bad[0]}: the encoder makes NaN or infinite numbers of it, as {how.dtype}; look at the image, and "
             "at the encoder's weights"
         )
-    held = {LATENTS: latents.contiguous()}
+    held = {LATENTS: latents}
     if all(isinstance(item.get("label"), int) for item in there):
         held[LABELS] = torch.tensor([item["label"] for item in there])
-    write_atomically(path, save_bytes(held))
+    write_atomically(path, tensor_bytes(held))
 
 
 def _join(

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.registry import data_kind
-from unveil.data.report import escape_for_terminal
 from unveil.data.tensor_dataset import Split, stable_hash
 from unveil.errors import DataError, NonFinite, RecipeError, ShapeError
 from unveil.errors import did_you_mean as near
+from unveil.io.console import one_line
 from unveil.io.files import refuse_overwrite, staged
 from unveil.types import Item
 
@@ -329,8 +329,6 @@ def write_latents(
     with staged(path) as temporary:
         with open(temporary, "xb") as file:
             _stream(file, chunks, labels, entries, path)
-            file.flush()
-            os.fsync(file.fileno())
         refuse_overwrite(path, force)  # encoding may have taken hours
     return path
 
@@ -449,20 +447,17 @@ class LatentsReport:
 
     def to_text(self) -> str:
         """For a person."""
-        counted = [f"{escape_for_terminal(name)} {count}" for name, count in self.classes.items()]
+        counted = [f"{one_line(name)} {count}" for name, count in self.classes.items()]
         more = f", and {len(counted) - _NAMED} more" if len(counted) > _NAMED else ""
         lines = [
-            f"{escape_for_terminal(self.path)}: {self.count} latents of shape {self.shape}, {self.dtype}",
+            f"{one_line(self.path)}: {self.count} latents of shape {self.shape}, {self.dtype}",
             "classes      " + (", ".join(counted[:_NAMED]) + more if counted else "no labels"),
             "mean         " + ", ".join(f"{number:.3f}" for number in self.mean),
             "deviation    " + ", ".join(f"{number:.3f}" for number in self.deviation),
-            *(
-                f"metadata     {escape_for_terminal(key)}: {escape_for_terminal(text[:80])}"
-                for key, text in self.metadata.items()
-            ),
+            *(f"metadata     {one_line(key)}: {one_line(text[:80])}" for key, text in self.metadata.items()),
         ]
         if self.others:
-            lines.append("not read     " + ", ".join(map(escape_for_terminal, self.others)))
+            lines.append("not read     " + ", ".join(map(one_line, self.others)))
         if self.nonfinite:
             places = ", ".join(map(str, self.nonfinite[:_NAMED]))
             lines.append(f"cannot be used: {len(self.nonfinite)} hold NaN or infinite numbers, such as {places}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from unveil.data.folder_index import IndexEntry
+from unveil.io.console import one_line
 
 # Upper ends of the histogram of short sides, in pixels.
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -130,7 +131,7 @@ class FolderReport:
 
     def to_text(self, limit: int = 10) -> str:
         """The report for a person; of each kind the first `limit` files are named."""
-        root = escape_for_terminal(str(self.root))
+        root = one_line(str(self.root))
         lines = [
             f"{root}: {self.num_files} {self.noun}s, {len(self.entries)} usable ({self.layout})",
             *(f"{name:<13}{_counts(counted)}" for name, counted in self.kinds().items()),
@@ -153,7 +154,7 @@ class FolderReport:
         )
         for title, named in self.noted().items():
             lines += _section(title, named, limit)
-        copies = [(group[0], "equal to " + ", ".join(map(escape_for_terminal, group[1:]))) for group in self.duplicates]
+        copies = [(group[0], "equal to " + ", ".join(map(one_line, group[1:]))) for group in self.duplicates]
         lines += _section("exact duplicates", copies, limit)
         lines += _section("ignored", self.ignored, limit)
         return "\n".join(lines)
@@ -161,13 +162,8 @@ class FolderReport:
 
 def format_list(reasons: Sequence[tuple[str, str]], limit: int = 20) -> str:
     """Paths with their reasons, a line each, as far as `limit`."""
-    lines = [f"  {escape_for_terminal(path)}: {reason}" for path, reason in reasons[:limit]]
+    lines = [f"  {one_line(path)}: {reason}" for path, reason in reasons[:limit]]
     return "\n".join(lines + ([f"  and {len(reasons) - limit} more"] if len(reasons) > limit else []))
-
-
-def escape_for_terminal(path: str) -> str:
-    """The path, escaped where a character of it could steer a terminal."""
-    return path if path.isprintable() else ascii(path)
 
 
 def _section(title: str, reasons: Sequence[tuple[str, str]], limit: int) -> list[str]:
@@ -181,7 +177,7 @@ def _range(side: int) -> str:
 
 
 def _counts(counted: dict[str, int] | Counter[str]) -> str:
-    return ", ".join(f"{escape_for_terminal(name)} {count}" for name, count in counted.items()) or "none"
+    return ", ".join(f"{one_line(name)} {count}" for name, count in counted.items()) or "none"
 
 
 def _lengths(captions: Sequence[str]) -> dict[str, Any]:

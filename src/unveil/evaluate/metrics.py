@@ -57,19 +57,28 @@ class Nearest(NamedTuple):
     place: Tensor  # (N,) int64, into the pool
 
 
-def kid(samples: Tensor, reference: Tensor) -> float:
+def kid(samples: Tensor, reference: Tensor, *, degree: int = 3, offset: float = 1.0) -> float:
     """The kernel distance (squared MMD) of features (N, D) and (M, D), unbiased: for equal sets 0 on average.
 
-    The kernel is (x.y / D + 1)^3.
+    The kernel is (x.y / D + offset)^degree.
 
     Source: Binkowski et al. 2018, section 4 (arXiv:1801.01401); Gretton et al. 2012, eq. 3 (the estimate).
     """
     samples, reference = _pair(samples, reference)
     once = [torch.ones(1, len(x), dtype=torch.float64) for x in (samples, reference)]
-    return float(_weighted_kid(samples, reference, once[0], once[1]))
+    return float(_weighted_kid(samples, reference, once[0], once[1], (degree, offset)))
 
 
-def kid_of_subsets(samples: Tensor, reference: Tensor, *, subsets: int, size: int, seed: int = 2020) -> Spread:
+def kid_of_subsets(
+    samples: Tensor,
+    reference: Tensor,
+    *,
+    subsets: int,
+    size: int,
+    seed: int = 2020,
+    degree: int = 3,
+    offset: float = 1.0,
+) -> Spread:
     """KID over random subsets of `size` rows of either side, the form in which it is usually published.
 
     Rows are drawn by numpy's RandomState, first from the samples and then from the reference, as published
@@ -87,7 +96,7 @@ def kid_of_subsets(samples: Tensor, reference: Tensor, *, subsets: int, size: in
     for _ in range(subsets):
         left = samples[torch.from_numpy(random.choice(len(samples), size, replace=False))]
         right = reference[torch.from_numpy(random.choice(len(reference), size, replace=False))]
-        values.append(kid(left, right))
+        values.append(kid(left, right, degree=degree, offset=offset))
     return Spread(float(np.mean(values)), float(np.std(values)))
 
 
@@ -215,28 +224,32 @@ def _around(value: float, redrawn: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(value, value + float(low), value + float(high))
 
 
-def _weighted_kid(x: Tensor, y: Tensor, times_x: Tensor, times_y: Tensor) -> Tensor:
+def _weighted_kid(
+    x: Tensor, y: Tensor, times_x: Tensor, times_y: Tensor, kernel: tuple[int, float] = (3, 1.0)
+) -> Tensor:
     """(R,) estimates, one per row of the (R, N) and (R, M) numbers of times that each image counts."""
-    result = -2 * _kernel_sums(x, y, times_x, times_y) / (times_x.sum(1) * times_y.sum(1))
+    result = -2 * _kernel_sums(x, y, times_x, times_y, kernel) / (times_x.sum(1) * times_y.sum(1))
     for z, times in ((x, times_x), (y, times_y)):
         same_image = times.square()  # pairs of an image with itself or with its copies
         pairs = times.sum(1).square() - same_image.sum(1)
-        result += (_kernel_sums(z, z, times, times) - same_image @ _kernel(z.square().sum(1), z.shape[1])) / pairs
+        diagonal = same_image @ _kernel(z.square().sum(1), z.shape[1], kernel)
+        result += (_kernel_sums(z, z, times, times, kernel) - diagonal) / pairs
     return result
 
 
-def _kernel_sums(x: Tensor, y: Tensor, times_x: Tensor, times_y: Tensor) -> Tensor:
+def _kernel_sums(x: Tensor, y: Tensor, times_x: Tensor, times_y: Tensor, kernel: tuple[int, float]) -> Tensor:
     """(R,) sums over all pairs of times_x k(x, y) times_y, a piece of x at a time."""
     total = torch.zeros(len(times_x), dtype=torch.float64)
     piece = max(1, _PAIRS // len(y))
     for start in range(0, len(x), piece):
         rows = slice(start, start + piece)
-        total += ((times_x[:, rows] @ _kernel(x[rows] @ y.T, x.shape[1])) * times_y).sum(1)
+        total += ((times_x[:, rows] @ _kernel(x[rows] @ y.T, x.shape[1], kernel)) * times_y).sum(1)
     return total
 
 
-def _kernel(product: Tensor, dim: int) -> Tensor:
-    return (product / dim + 1) ** 3
+def _kernel(product: Tensor, dim: int, kernel: tuple[int, float]) -> Tensor:
+    degree, offset = kernel
+    return (product / dim + offset) ** degree
 
 
 def _reach(features: Tensor, neighbours: int) -> Tensor:

@@ -14,6 +14,7 @@ from unveil.data.image_decoding import HEAD, decode_native_size, format_of, open
 from unveil.errors import DataError
 from unveil.generation.generate import SourceFile
 from unveil.generation.invert import read_noise
+from unveil.io import staging
 from unveil.io.files import sha256
 
 IMAGE, MASK, NOISE = "image", "mask", "noise"  # roles
@@ -35,6 +36,7 @@ def list_inputs(place: Path) -> list[Path]:
     Raises:
         DataError: No such file or folder, or a folder without images.
     """
+    staging.recover(place)
     if place.is_file():
         return [place]
     if not place.is_dir():

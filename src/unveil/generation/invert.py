@@ -26,7 +26,7 @@ from unveil.generation.generate import (
     partial_progress,
 )
 from unveil.generation.image_output import MAX_TEXT
-from unveil.io.files import write_atomically
+from unveil.io.files import tensor_bytes, write_atomically
 from unveil.model import Model
 from unveil.model.config import SampleConfig
 from unveil.model.shapes import check_size
@@ -89,9 +89,7 @@ def inversion_settings(model: Model, sampling: Mapping[str, Any]) -> SampleConfi
 
 def noise_bytes(noise: Tensor, facts: Mapping[str, Any]) -> bytes:
     """Return a safetensors file of noise and its metadata."""
-    from safetensors.torch import save
-
-    return save({NOISE: noise.contiguous()}, {FACTS: json.dumps(facts, ensure_ascii=False)})
+    return tensor_bytes({NOISE: noise}, {FACTS: json.dumps(facts, ensure_ascii=False)})
 
 
 def write_noise(path: Path, noise: Tensor, facts: Mapping[str, Any]) -> Path:

@@ -18,6 +18,7 @@ from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.generate import SourceFile
 from unveil.generation.image_output import read_generation_metadata
+from unveil.io import staging
 from unveil.io.files import sha256
 from unveil.io.video.reader import VideoLimits, VideoReader, given_or_new
 from unveil.model import Model
@@ -56,6 +57,7 @@ def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: flo
         DataError: It cannot be read, or its frame rate varies and none was given.
         RecipeError: The model does not take its size; the nearest is named.
     """
+    staging.recover(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:

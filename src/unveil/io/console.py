@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -25,10 +26,48 @@ from typing import Any
 
 from unveil.errors import OUR_FAULT, Error, PromptTruncated, out_of_memory
 
+# What a terminal obeys, or what reorders a line: controls except tab and line feed, bidirectional marks, surrogates
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
 Listener = Callable[[int, int], object]  # completed steps, and their total, 0 if unknown
 
 _listeners: list[Listener] = []
 _pending: int | None = None  # the last signal whose exception has not reached the end of `signals_raised`
+
+
+def printable(text: str) -> str:
+    r"""Return a text with every character that could control a terminal as its escape, such as \x1b or \u202e.
+
+    Names and texts of files are printed as they are stored; this is their way to a terminal or a log. Tabs and line
+    feeds stay.
+    """
+    return _UNSAFE.sub(lambda match: _escaped(match[0]), text)
+
+
+def one_line(text: str) -> str:
+    """Return a text as `printable`, with tabs and line feeds escaped too, so that a name cannot add a line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def json_for_terminal(facts: Any) -> str:
+    """Return JSON for a terminal, with escapes in the place of control characters; it is read back as `facts`."""
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Lines of a log, as `printable`; a line feed of a message cannot begin another record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record; only the lines of a traceback and the further lines of a message, indented, follow it."""
+        return printable(super().format(record)).replace("\n", "\n  ")
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True)
@@ -51,18 +90,18 @@ class Console:
     def say(self, text: str) -> None:
         """A line for a person."""
         if not self.silent:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def warn(self, text: str) -> None:
         """A line that matters even when quiet; it never mixes with JSON."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
         """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:
-            print(json.dumps(facts, indent=2, ensure_ascii=False), flush=True)
+            print(json_for_terminal(facts), flush=True)
         elif not self.quiet:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Progress]:
@@ -81,7 +120,7 @@ class Progress:
     """Counts to a total; `advance` may be called as often as one likes."""
 
     def __init__(self, what: str, total: int, *, shown: bool, terminal: bool) -> None:
-        self._what, self._total, self._shown, self._terminal = what, total, shown, terminal
+        self._what, self._total, self._shown, self._terminal = one_line(what), total, shown, terminal
         self._done, self._begun = 0, time.monotonic()
         self._every = 0.1 if terminal else 10.0  # a log file is not a terminal: one line in ten seconds
         self._next = self._begun + self._every
@@ -224,7 +263,7 @@ def run_with_exit_code(app: Callable[..., Any], arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     shown, level = warnings.showwarning, _log.level
     warnings.showwarning = _plainly(shown)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
+    log_to_stderr("%(levelname)s: %(message)s", logging.WARNING)
     _log.setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
         with signals_raised():
@@ -240,12 +279,19 @@ def run_with_exit_code(app: Callable[..., Any], arguments: list[str]) -> int:
         _log.setLevel(level)
 
 
+def log_to_stderr(form: str, level: int) -> None:
+    """Write the log of this process to stderr, in place of any other way."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
 def _plainly(others: Callable[..., None]) -> Callable[..., None]:
     """Return a function that shows warnings for the user as one line, and others with their place in the code."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
         if issubclass(category, PromptTruncated):
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            print(f"warning: {printable(str(message))}", file=sys.stderr, flush=True)
         else:
             others(message, category, *place, **rest)
 
@@ -254,13 +300,13 @@ def _plainly(others: Callable[..., None]) -> Callable[..., None]:
 
 def _explained(problem: BaseException, as_json: bool) -> int:
     if type(problem).__name__ == "NoArgsIsHelpError":  # click's: a group of commands without a command
-        print(problem.format_message(), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+        print(printable(problem.format_message()), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
         return USAGE
     code, message = exit_code_and_message(problem)
     if message:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         if as_json:
-            print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
+            print(json_for_terminal({"error": message, "exit_code": code}), flush=True)
     return code
 
 

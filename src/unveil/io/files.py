@@ -8,14 +8,14 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from unveil.errors import AlreadyExists, Error, NonFinite, OutOfResources, OutputError, WeightsError
+from unveil.io import staging
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
             if not parent.is_dir():
                 raise OutputError(f"{path}: {parent} is a file, not a folder; choose another place")
             break
+    staging.recover(path)
     if not force and (path.is_symlink() or path.exists()):
         raise AlreadyExists(f"{path}: exists already and is not overwritten; choose another name or pass --force")
     refuse_foreign(path)
@@ -76,41 +77,30 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
+    """Yield a name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
 
-    A reader, or a crash, finds the old content or the new one, never a part. Missing parent folders are made; a
-    folder that was there before is removed.
+    A reader, or a crash, finds the old content or the new one, never a part. Missing parent folders are created. A
+    file or folder of this path is removed afterwards, and what killed processes have left in the parent folder before.
 
     Raises:
         OutputError: The place cannot be written.
         OutOfResources: The disk is full; what was there before is untouched.
     """
     path = Path(path)
-    # in the same folder: a rename is atomic only within one file system
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = staging.temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        staging.recover(path)
+        staging.sweep_sometimes(path.parent)
         yield temporary
-        before = None
-        if temporary.is_dir() and path.is_dir():
-            before = path.with_name(f".{path.name}.{secrets.token_hex(4)}.before")
-            os.rename(path, before)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if before is not None:
-                os.rename(before, path)
-            raise
-        _sync_folder(path.parent)
-        if before is not None:
-            shutil.rmtree(before, ignore_errors=True)
+        staging.publish(temporary, path)
     except OSError as problem:
         if isinstance(problem, Error):
             raise
         raise explained(path, problem) from problem
     finally:
-        with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        staging.remove(temporary)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -124,8 +114,6 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
     """
     with staged(path) as temporary, open(temporary, "xb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
     return Path(path)
 
 
@@ -135,12 +123,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Waits until a file's content is on the disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
     """Return the error for a path that could not be written, with its remedy."""
     if problem.errno in _FULL:
@@ -148,23 +130,17 @@ def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
     return OutputError(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system lets a folder be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 SHOWN = 8  # keys that an error lists
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+MAX_PICKLE = 1 << 24  # bytes of the pickle of a file of torch.save, which has names and shapes only
+MAX_TENSORS = 100_000  # of a file; the largest published models have about 10,000
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _BITS |= {"U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
 
 
 class TensorEntry(NamedTuple):
@@ -206,9 +182,15 @@ def read_header(path: Path) -> Header:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); check the path") from problem
     try:
         raw = json.loads(text)
+        count = len(raw)
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise WeightsError(_not_safetensors(path, start + text[:8], total)) from problem
+    if count > MAX_TENSORS:
+        raise WeightsError(f"{path}: {count:,} tensors: the limit is {MAX_TENSORS:,}; do not use this file")
+    try:
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {name: _stored(entry) for name, entry in raw.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
         raise WeightsError(_not_safetensors(path, start + text[:8], total)) from problem
     needed = 8 + length + max((t.stop for t in tensors.values()), default=0)
     if needed != total:
@@ -261,6 +243,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); name a file of weights") from problem
     if start != b"PK\x03\x04":
         return read_tensors(path)  # which names an old pickle as what it is
+    require_stored(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:  # whatever the unpickler met
@@ -277,40 +260,102 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside: "
             f"unveil convert {path} OUT"
         )
-    return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    require_whole(path, tensors)
+    return tensors
+
+
+def require_stored(path: Path) -> None:
+    """Check the members of a file of `torch.save` before they are read: it stores them, without compression.
+
+    Raises:
+        WeightsError: A member is compressed and could unpack to any size, members overlap, the pickle of the names is
+            too large, or the file is not a zip archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as problem:
+        raise WeightsError(f"{path}: damaged ({problem}); copy it again") from problem
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise WeightsError(
+                f"{path}: {member.filename} is compressed, {member.compress_size:,} bytes for {member.file_size:,}; "
+                "torch.save never compresses, so the file was not read: ask for a safetensors file"
+            )
+        if member.filename.endswith("data.pkl") and member.file_size > MAX_PICKLE:
+            raise WeightsError(
+                f"{path}: {member.filename} has {member.file_size:,} bytes, without a tensor: the limit is "
+                f"{MAX_PICKLE:,}; ask for a safetensors file"
+            )
+    if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > path.stat().st_size:
+        raise WeightsError(f"{path}: its members overlap, or are more than {MAX_TENSORS:,}; ask for a safetensors file")
+
+
+def require_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that no tensor has more elements than are stored: one number with stride 0 can have any shape.
+
+    Raises:
+        WeightsError: Names the tensor, its shape and the stored bytes.
+    """
+    for name, tensor in tensors.items():
+        needed = tensor.numel() * tensor.element_size()
+        stored = tensor.untyped_storage().nbytes() if str(tensor.layout) == "torch.strided" else 0
+        if needed > stored:
+            raise WeightsError(
+                f"{path}: the tensor {name!r} of shape {tuple(tensor.shape)} has {needed:,} bytes, of which {stored:,} "
+                "are stored; ask for a safetensors file"
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the tensors as they are, from any device; two names of one tensor become two copies.
+    """Write a safetensors file of tensors from any device; two names of one tensor become two copies.
+
+    Equal tensors and metadata give equal bytes.
 
     Args:
         metadata: Additional metadata of the header.
 
     Raises:
         OSError: With the system's own error number, which distinguishes a full disk from a forbidden one.
+        WeightsError: A tensor of a type that the format does not have.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    with open(path, "wb") as file:
+        for block in tensor_blocks(tensors, metadata):
+            file.write(block)
 
-    seen: set[int] = set()
-    ready: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        if place in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # the format has no views
-        seen.add(tensor.untyped_storage().data_ptr())
-        ready[name] = tensor
-    try:
-        path.touch()
-        mode = path.stat().st_mode  # as the user's umask has it; save_file makes files that only the owner reads
-        save_file(ready, path, metadata={"format": "pt", "made_by": "unveil", **(metadata or {})})
-        path.chmod(mode)
-    except SafetensorError as problem:
-        number = re.search(r"os error (\d+)", str(problem))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from problem
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of the file of `write_tensors`."""
+    return b"".join(tensor_blocks(tensors, metadata))
+
+
+def tensor_blocks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
+    """Yield the header of a safetensors file, and then the bytes of each tensor.
+
+    Larger types come first, then names in order: every tensor is aligned to its type. The library of the format writes
+    `__metadata__` in random order; here it is sorted.
+    """
+    import torch
+
+    types = {getattr(torch, name): code for code, name in _TORCH_NAMES.items() if hasattr(torch, name)}
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    texts = {"format": "pt", "made_by": "unveil", **(metadata or {})}
+    header: dict[str, object] = {"__metadata__": dict(sorted(texts.items()))}
+    start = 0
+    for name, tensor in ordered:
+        if tensor.dtype not in types:
+            raise WeightsError(f"{name}: {tensor.dtype} is not a type of safetensors; convert it to float32")
+        stop = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": types[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(len(text) + 7 & ~7)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if plain.numel():
+            yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:

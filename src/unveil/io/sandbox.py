@@ -7,10 +7,19 @@ dies, hangs or fills the memory, the parent says so and goes on.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
+# of processes that compute: who the user is, where Python, libraries and caches are, and the settings of the libraries
+_COMPUTE = (*_PASSED, "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TEMP", "TMP", "VIRTUAL_ENV", "CC", "CXX")
+_COMPUTE += ("DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_COMPUTE_PREFIXES = ("LC_", "PYTHON", "UNVEIL_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "NVIDIA_", "NCCL_", "CUBLAS_")
+_COMPUTE_PREFIXES += ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "ROCM_", "HIP_", "HSA_", "MIOPEN_")
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")  # parts of the names of secrets
 # -I leaves out the working folder and PYTHONPATH, so the child gets the path of its parent's source
 _RUN = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -24,8 +33,27 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The few variables that a child needs; none of the user's secrets."""
-    return {key: value for key, value in os.environ.items() if key in _PASSED}
+    """Return the few variables that a child needs; none of the user's secrets.
+
+    One thread each: the threads of numerical libraries take address space, more than the file, on a machine with many
+    cores.
+    """
+    passed = {key: value for key, value in os.environ.items() if key in _PASSED}
+    return passed | dict.fromkeys(_THREADS, "1")
+
+
+def compute_environment(declared: Collection[str] = ()) -> dict[str, str]:
+    """The variables for a process that computes: settings of Python, of the libraries and of unveil; no secrets.
+
+    Args:
+        declared: Names of further variables that its work needs.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in declared
+        or ((key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES)) and not any(part in key for part in _SECRET))
+    }
 
 
 def limit(*, seconds: int, memory: int, written: int) -> None:
@@ -53,6 +81,27 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
         except (ValueError, OSError):
             if sys.platform == "linux":  # macOS knows no limit of address space and calls each one too large
                 raise
+
+
+def address_space() -> int:
+    """Return the bytes of address space that this process has mapped; 0 if the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def explain_end(code: int, seconds: int) -> str:
+    """Return how a child ended that gave no result: the limit that it exceeded, or its signal or exit code.
+
+    Args:
+        code: Exit code, or minus the number of a signal, as of `subprocess`.
+        seconds: Limit of CPU time that it had.
+    """
+    if -code == signal.SIGXCPU:
+        return f"took more than {seconds} s of CPU time"
+    return f"ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
 
 
 def more_seconds(seconds: int) -> None:

@@ -1,24 +1,20 @@
 """Checkpoints as folders that are whole or absent.
 
-A folder is written beside its final place as `.staging-NAME-PID-RANDOM`: every file flushed and synced,
-`manifest.json` with the size and sha256 of each last, then one rename. What is there under its own name was
-complete; what a crash left behind is under another name and is swept at the next start. Weights, optimiser
-and counters are safetensors, YAML and JSON: nothing here can run code.
+A folder is written beside its final place under a temporary name: every file, `manifest.json` with the size and sha256
+of each last, then one rename (`unveil.io.staging`). What is there under its own name was complete; what a crash left
+behind is under another name and is swept by the next writer. Weights, optimiser and counters are safetensors, YAML and
+JSON: nothing here can run code.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -30,8 +26,9 @@ from torch import Tensor, nn
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
-from unveil.errors import OutOfResources, OutputError, RecipeError, WeightsError
-from unveil.io.files import refuse_foreign, require_finite, sha256, write_tensors
+from unveil.errors import OutputError, RecipeError, WeightsError
+from unveil.io import staging
+from unveil.io.files import refuse_foreign, require_finite, sha256, staged, write_tensors
 from unveil.model.config import dump
 from unveil.model.model_card import card
 from unveil.types import ADDITIONS, BaseModel
@@ -47,8 +44,6 @@ MAX_MANIFEST = 10_000_000  # bytes
 # What a file of a checkpoint holds: text; plain values for .json; tensors by name for .safetensors.
 Content = str | Mapping[str, Any]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TEMPORARY = re.compile(r"\.(?P<what>staging|dropped|replaced)-(?P<name>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _STEP = re.compile(r"step_(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -104,52 +99,24 @@ def save(
         OutputError: The folder exists already, or it cannot be written.
         OutOfResources: The disk is full; nothing changed.
     """
+    staging.recover(folder)
     if not replace and (folder.exists() or folder.is_symlink()):
         raise OutputError(f"{folder}: exists already and is not overwritten; choose another name or pass force")
-    staging = _beside(folder, "staging")
-    with _explained(folder):
-        try:
-            staging.mkdir(parents=True)
-            entries = {name: _write(staging, name, content) for name, content in files.items()}
-            manifest = Manifest(kind, step, entries, versions())
-            text = asdict(manifest) | {"files": {name: entry._asdict() for name, entry in entries.items()}}
-            del text["former_sha256"]  # a new folder has no former identity
-            _write(staging, MANIFEST, text)
-            for inner in {(staging / name).parent for name in files} | {staging}:
-                _sync_folder(inner)
-            _publish(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with staged(folder) as temporary:
+        temporary.mkdir()
+        entries = {name: _write(temporary, name, content) for name, content in files.items()}
+        manifest = Manifest(kind, step, entries, versions())
+        text = asdict(manifest) | {"files": {name: entry._asdict() for name, entry in entries.items()}}
+        del text["former_sha256"]  # a new folder has no former identity
+        _write(temporary, MANIFEST, text)
     return manifest
 
 
 def prune(parent: Path, keep: int) -> None:
     """Delete all training checkpoints except the newest `keep`; call it after the newest is published."""
     for folder in checkpoints(parent)[max(keep, 1) :]:
-        dropped = _beside(folder, "dropped")
         with suppress(OSError):
-            os.rename(folder, dropped)  # first out of sight: a half-deleted checkpoint would look damaged
-            shutil.rmtree(dropped, ignore_errors=True)
-
-
-def remove_stale(parent: Path) -> list[Path]:
-    """Remove what interrupted writers have left in `parent`, and return what was removed.
-
-    A folder that was moved away while its successor was published is moved back if the successor is missing.
-    Folders of running processes are not changed.
-    """
-    removed: list[Path] = []
-    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or _runs_elsewhere(int(match["pid"])):
-            continue
-        final = parent / match["name"]
-        if match["what"] == "replaced" and not final.exists():
-            os.rename(path, final)
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        removed.append(path)
-    return removed
+            staging.discard(folder)
 
 
 def versions() -> dict[str, str]:
@@ -184,6 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         WeightsError: The manifest is missing, damaged or of a later format.
     """
+    staging.recover(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise WeightsError(
@@ -271,8 +239,8 @@ def read_json(path: Path) -> Any:
 # ---------------------------------------------------------------------- details
 
 
-def _write(staging: Path, name: str, content: Content) -> ManifestEntry:
-    path = staging / name
+def _write(parent: Path, name: str, content: Content) -> ManifestEntry:
+    path = parent / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         assert not isinstance(content, str)
@@ -281,68 +249,7 @@ def _write(staging: Path, name: str, content: Content) -> ManifestEntry:
         path.write_text(content, encoding="utf-8")
     else:
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
     return ManifestEntry(path.stat().st_size, sha256(path))
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    replaced: Path | None = None
-    if folder.exists():
-        replaced = _beside(folder, "replaced")
-        os.rename(folder, replaced)
-    try:
-        os.rename(staging, folder)
-    except OSError:
-        if replaced is not None:
-            os.rename(replaced, folder)
-        raise
-    _sync_folder(folder.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True) if replaced.is_dir() else replaced.unlink()
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{what}-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names in a folder durable, if the system allows opening folders."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _runs_elsewhere(pid: int) -> bool:
-    """Return True if another process has this process ID; our own may be that of an earlier container."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        if isinstance(problem, OutputError | OutOfResources):
-            raise
-        if problem.errno in _FULL:
-            raise OutOfResources(
-                f"{folder}: the disk is full ({problem.strerror}); free some space: what was saved before is untouched"
-            ) from problem
-        raise OutputError(
-            f"{folder}: cannot be written ({problem.strerror or problem}); choose another place"
-        ) from problem
 
 
 BASE = "base.json"

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.denoiser import Denoiser
 from unveil.errors import WeightsError, did_you_mean
+from unveil.io import staging
 from unveil.io.files import SHOWN, read_header, read_tensors
 from unveil.model import checkpoint_store
 from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_scale, parts_of, texts_of
@@ -229,6 +230,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
         WeightsError: No folder with a manifest is found.
     """
     name, path = str(path), Path(path)
+    staging.recover(path)
     if not path.exists():
         bundled = bundled_models()
         if name in bundled:
@@ -303,6 +305,7 @@ def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
         WeightsError: Several models have this name; the message lists them.
     """
     path = Path(name)
+    staging.recover(path)
     if path.exists() or path.is_absolute():
         return path
     matches = [file for file in list_models(subfolder) if _has_name(file, path.as_posix())]
@@ -327,6 +330,7 @@ def _has_name(file: ModelFile, name: str) -> bool:
 def _models(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
+    staging.sweep_sometimes(folder)
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue

@@ -12,10 +12,9 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 
 from unveil.errors import WeightsError
-from unveil.io.files import refuse_overwrite, sha256, write_atomically
+from unveil.io.files import refuse_overwrite, sha256, tensor_bytes, write_atomically
 from unveil.model import migration
 from unveil.model.config.sections import read_yaml
 from unveil.nn.tokenizer import Vocabulary
@@ -47,7 +46,7 @@ def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool 
     weights, words, card = (folder / f"{name}.{end}" for end in ("safetensors", "json", "yaml"))
     for path in (weights, words, card):
         refuse_overwrite(path, force)
-    write_atomically(weights, save_bytes({k: v.contiguous() for k, v in model.network.state_dict().items()}))
+    write_atomically(weights, tensor_bytes(model.network.state_dict()))
     vocabularies = {"source": model.source.plain(), "target": model.target.plain()}
     write_atomically(words, json.dumps(vocabularies, ensure_ascii=False))
     facts = {

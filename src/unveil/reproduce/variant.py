@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from unveil.core.transition import chain_of
 from unveil.core.ve import VE
 from unveil.data.digits import digits
 from unveil.errors import NonFinite, OutOfResources, OutputError
-from unveil.io.files import write_atomically
+from unveil.io.files import tensor_bytes, write_atomically
 from unveil.io.images import to_unit
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition, NoiseLevel
@@ -317,10 +316,9 @@ class CachedTraining(NamedTuple):
 
 def cache_put(cache: Path, key: Mapping[str, object], training: CachedTraining) -> None:
     """Store a training under all settings that determine it."""
-    tensors = {name: tensor.contiguous() for name, tensor in training.state_dict.items()}
     text = json.dumps(key, sort_keys=True)
     try:
-        content = safetensors.torch.save(tensors, {"facts": text, "cpu_seconds": f"{training.cpu_seconds:.2f}"})
+        content = tensor_bytes(training.state_dict, {"facts": text, "cpu_seconds": f"{training.cpu_seconds:.2f}"})
         write_atomically(_cache_path(cache, text), content)
     except (OutputError, OutOfResources):
         pass  # a cache that cannot be written costs time, not the run

@@ -31,8 +31,15 @@ class Serve(Task):
     port: Annotated[int, info("Port to listen on; 0 picks a free one.", ge=0, le=65535)] = 7860
     api_keys: Annotated[
         LocalFile | None,
-        info("File of API keys, NAME KEY per line; or set UNVEIL_SERVER_KEY.", metavar="FILE"),
+        info(
+            "File of API keys, NAME KEY per line; NAME KEY admin for a key that may add models. Or set "
+            "UNVEIL_SERVER_KEY.",
+            metavar="FILE",
+        ),
     ] = None
+    shared_api_keys: Annotated[
+        bool, info("Accept a file of API keys that other users can read, such as a mounted secret of a container.")
+    ] = False
     allowed_hosts: Annotated[
         Names,
         info("Host name by which the server is called; repeat for several.", flags=["--allowed-host"]),
@@ -54,6 +61,34 @@ class Serve(Task):
     max_queued: Annotated[int, info("Maximum number of queued jobs.", ge=1)] = 32
     max_jobs_per_key: Annotated[int, info("Maximum number of queued and running jobs of one API key.", ge=1)] = 8
     max_job_cost: Annotated[float, info("Maximum cost of a job, in megapixels of network evaluations.", ge=0)] = 5000.0
+    quota_gib: Annotated[
+        float, info("Maximum size of the uploads, runs and outputs of one API key.", unit="GiB", gt=0)
+    ] = 16.0
+    quota_files: Annotated[int, info("Maximum number of files of one API key.", ge=1)] = 50_000
+    retention_days: Annotated[
+        float | None,
+        info("Days after which an ended job is deleted with its outputs; runs are kept. Left out: never.", gt=0),
+    ] = None
+    max_job_minutes: Annotated[
+        float | None,
+        info(
+            "Maximum duration of a job, after which it is stopped and fails; 0 is unlimited. Left out: a day with API "
+            "keys, unlimited without.",
+            unit="min",
+            ge=0,
+        ),
+    ] = None
+    max_connections: Annotated[int, info("Maximum number of open connections.", ge=1)] = 512
+    max_connections_per_address: Annotated[
+        int, info("Maximum number of open connections of one address, except those of a trusted proxy.", ge=1)
+    ] = 64
+    trusted_proxies: Annotated[
+        Names,
+        info(
+            "Address or network of a reverse proxy on another machine, such as 10.0.0.5; repeat for several.",
+            flags=["--trusted-proxy"],
+        ),
+    ] = ()
 
     def run(self, context: TaskContext) -> TaskResult:
         """Serve until interrupted.
@@ -67,10 +102,15 @@ class Serve(Task):
 
         command = f"unveil {self.name}"
         server = import_extra(self.module, command, self.extra)
+        Quota = import_extra("unveil.server.jobs.owners", command, self.extra).Quota
+        limits = import_extra("unveil.server.http.connection", command, self.extra).ConnectionLimits(
+            self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies)
+        )
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
             Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
-            self.max_job_cost,
+            self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
+            shared_keys=self.shared_api_keys, connections=limits, job_minutes=self.max_job_minutes,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

@@ -5,21 +5,35 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
+import re
+import time
+from collections.abc import Iterable, Mapping
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from python_multipart import parse_form
 from python_multipart.exceptions import FormParserError
 
+from unveil.server.http.connection import MAX_HEAD
 from unveil.server.http.errors import HttpProblem
-from unveil.server.http.middleware import App, LimitedBody, Message, Receive, Scope, SecurityPolicy, Send
+from unveil.server.http.middleware import (
+    MAX_KIND,
+    App,
+    LimitedBody,
+    Message,
+    Receive,
+    Scope,
+    SecurityPolicy,
+    Send,
+)
 from unveil.studio.i18n import LANGUAGES, Language, Translator
 
 LOGIN_PATH = "/login"
 COOKIE = "unveil_session"
 KEPT_S = 30 * 24 * 3600
 MAX_FORM_BYTES = 8 << 10
+# a session as `session_of` builds it, among other cookies, which are not parsed; the time is linear in the length
+_SESSION = re.compile(rf"(?:^|;)[ \t]*{COOKIE}=(([0-9]{{1,12}})\.[0-9a-f]{{64}})[ \t]*(?:;|$)".encode())
 
 
 class LoginMiddleware:
@@ -32,23 +46,21 @@ class LoginMiddleware:
 
     def __init__(self, app: App, rules: SecurityPolicy) -> None:
         self._app, self._rules = app, rules
-        self._keys = {session_of(key): key for key in rules.keys.values()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
-        if scope["type"] != "http" or not self._keys:
+        if scope["type"] != "http" or not self._rules.keys:
             await self._app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         if "authorization" in headers:
             await self._app(scope, receive, send)
             return
-        key = self._of_cookie(headers.get("cookie", ""))
+        cookies = [value for name, value in scope["headers"] if name.lower() == b"cookie" and len(value) <= MAX_HEAD]
+        key = self._key_of_session(cookies)
         if scope["path"] == LOGIN_PATH and scope["method"] == "POST":
             try:
-                key = await _submitted_key(
-                    headers.get("content-type", ""), LimitedBody(receive, MAX_FORM_BYTES, self._rules.seconds)
-                )
+                key = await _submitted_key(headers, LimitedBody(receive, MAX_FORM_BYTES, self._rules.seconds))
             except HttpProblem:  # too slow or too large: the empty key is refused by the security middleware
                 key = ""
             receive = _nothing
@@ -63,14 +75,14 @@ class LoginMiddleware:
             send = _Form(send, headers.get("accept-language", ""), tried=scope["path"] == LOGIN_PATH)
         await self._app(scope, receive, send)
 
-    def _of_cookie(self, text: str) -> str | None:
-        try:
-            cookie = SimpleCookie(text).get(COOKIE)
-        except CookieError:
+    def _key_of_session(self, cookies: Iterable[bytes]) -> str | None:
+        """Return the key of the first session in Cookie headers; None if there is none, or if it has expired."""
+        session = next(filter(None, map(_SESSION.search, cookies)), None)
+        if session is None or int(session[2]) <= time.time():
             return None
         match = None
-        for session, key in self._keys.items():  # compares with all of them, in constant time
-            if cookie is not None and hmac.compare_digest(session.encode(), cookie.value.encode()):
+        for key in self._rules.keys.values():  # compares with all of them, in constant time
+            if hmac.compare_digest(session_of(key, int(session[2])).encode(), session[1]):
                 match = key
         return match
 
@@ -122,18 +134,32 @@ def login_page(tr: Translator, *, wrong: bool) -> str:
     )
 
 
-def session_of(key: str) -> str:
-    """Return the session id of a key, from which the key cannot be computed."""
-    return hmac.new(key.encode(), b"unveil studio", hashlib.sha256).hexdigest()
+def session_of(key: str, expires: int) -> str:
+    """Return the session of a key, from which the key cannot be computed.
+
+    Args:
+        key: API key.
+        expires: Time from which the session is not valid, in seconds since 1970.
+    """
+    return f"{expires}." + hmac.new(key.encode(), f"unveil studio {expires}".encode(), hashlib.sha256).hexdigest()
 
 
-def cookie_of(key: str) -> str:
-    """Return the session cookie of a key, which scripts cannot read and other sites cannot send."""
-    return f"{COOKIE}={session_of(key)}; Path=/; Max-Age={KEPT_S}; HttpOnly; SameSite=Strict"
+def cookie_of(key: str, *, secure: bool) -> str:
+    """Return the session cookie of a key, which scripts cannot read and other sites cannot send.
+
+    Args:
+        key: API key.
+        secure: The page was loaded over https, so that browsers send the cookie only over https.
+    """
+    session = session_of(key, int(time.time()) + KEPT_S)
+    return f"{COOKIE}={session}; Path=/; Max-Age={KEPT_S}; HttpOnly; SameSite=Strict" + ("; Secure" if secure else "")
 
 
-async def _submitted_key(kind: str, receive: Receive) -> str:
-    """Return the key of a submitted form; empty if it is missing or the form is too large."""
+async def _submitted_key(headers: Mapping[str, str], receive: Receive) -> str:
+    """Return the key of a submitted form; empty if it is missing, or the form is too large or in chunks."""
+    kind = headers.get("content-type", "")
+    if "transfer-encoding" in headers or len(kind) > MAX_KIND:  # browsers send the length of a form
+        return ""
     body = bytearray()
     while len(body) <= MAX_FORM_BYTES:
         message = await receive()

@@ -18,6 +18,7 @@ from gradio.themes import Default
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.outputs import FOLDER
+from unveil.server.jobs.owners import OWNERS
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
 from unveil.studio.i18n import LANGUAGES, Language, Translator
@@ -34,7 +35,6 @@ from unveil.tasks.text_to_image import TextToImage
 from unveil.tasks.video_generate import VideoGenerate
 
 STYLE = Path(__file__).parent / "page.css"
-CACHE = "browser"  # subfolder of the state folder for files from browsers
 DAY_S = 24 * 3600
 TOP = '<header class="top"><h1>unveil</h1><a href="/{other}/" lang="{other}" hreflang="{other}">{name}</a></header>'
 OTHER: dict[str, tuple[str, str]] = {"en": ("zh", "&#20013;&#25991;"), "zh": ("en", "English")}
@@ -94,6 +94,9 @@ class Page:
             )
         for watch in self.watched:
             watch.looks(blocks.load)
+        if self.image.client.has_keys:  # the page was built without the names of the owner
+            for tab in self.with_names:
+                tab.on(blocks.load, lambda owner, tab=tab: tab.refreshed(), [], tab.named, by_user=False)
         grid, train = self.image.grid, self.train
         filled = [train.watch.browser_state, *train.fields.values()]
         again = train.on(
@@ -104,6 +107,11 @@ class Page:
         train.looks(again.then)
 
     @property
+    def with_names(self) -> list[Any]:
+        """All tabs with lists of names."""
+        return [self.image, self.video, self.train, self.models, self.evaluate]
+
+    @property
     def watched(self) -> list[JobWatcher]:
         """All job watchers, except that of the training, whose job is restored first."""
         watchers = [tab.watch for tab in (self.image, self.video, self.tasks, self.models, self.evaluate)]
@@ -111,7 +119,7 @@ class Page:
 
     def _refresh(self, tabs: dict[str, Any]) -> None:
         """Refresh the lists of a tab each time that it is selected."""
-        for tab in (self.image, self.train, self.evaluate):
+        for tab in self.with_names:
             tab.on(tabs[tab.name].select, lambda owner, tab=tab: tab.refreshed(), [], tab.named)
         self.evaluate.on(tabs["evaluate"].select, self.evaluate.reports, [], self.evaluate.listed)
         self.models.on(tabs["models"].select, self.models.look, [], [self.models.table])
@@ -163,7 +171,7 @@ class Page:
 
         def use(owner: str, state: Any) -> list[Any]:
             name = train.model_of(owner, state)
-            if model_info(train.client.service.catalog.model(name)).makes == "videos":
+            if model_info(train.client.catalog.model(name)).makes == "videos":
                 return [
                     gr.skip(),
                     gr.Dropdown(choices=train.client.models(None, "videos"), value=name),
@@ -183,10 +191,16 @@ class Page:
         return [gr.skip(), *maker.refilled(job.kind, job.request)]
 
 
-def mount_pages(app: FastAPI, client: StudioClient) -> FastAPI:
-    """Mount the page in each language, at /en and /zh."""
+def mount_pages(app: FastAPI, client: StudioClient, temporary: Path) -> FastAPI:
+    """Mount the page in each language, at /en and /zh.
+
+    Args:
+        app: Application of the server.
+        client: Access to the service.
+        temporary: Folder for files from browsers; Gradio tells its path to the browser.
+    """
     folder = client.service.queue.folder
-    os.environ["GRADIO_TEMP_DIR"] = str((folder / CACHE).absolute())
+    os.environ["GRADIO_TEMP_DIR"] = str(temporary)
     theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     for language in LANGUAGES:
         blocks = Page(client, language).blocks()
@@ -198,7 +212,7 @@ def mount_pages(app: FastAPI, client: StudioClient) -> FastAPI:
             theme=theme,
             css_paths=STYLE,
             footer_links=[],
-            allowed_paths=[str((folder / FOLDER).absolute()), str((folder / MADE).absolute())],
+            allowed_paths=[str((folder / name).absolute()) for name in (FOLDER, OWNERS, MADE)],
             max_file_size=None,  # the security middleware limits it, and the upload store checks it again
             show_error=False,
             ssr_mode=False,

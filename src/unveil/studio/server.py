@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
@@ -12,6 +17,7 @@ from unveil.server.http import server
 from unveil.server.http.middleware import App, Message, Receive, Scope, Send
 from unveil.server.jobs.service import Service
 from unveil.studio.client import StudioClient
+from unveil.studio.file_access import FileAccess
 from unveil.studio.i18n import LANGUAGES
 from unveil.studio.login import LOGIN_PATH, LoginMiddleware, cookie_of
 from unveil.studio.page import mount_pages
@@ -30,6 +36,7 @@ for (const [name, value] of [['language', 'LANGUAGE'], ['languages', ['LANGUAGE'
   Object.defineProperty(navigator, name, {get: () => value});
 }
 </script>"""
+CACHE = "browser"  # subfolder of the state folder for files from browsers
 KEPT = b"public, max-age=31536000, immutable"  # for files whose names contain a hash of their content
 
 
@@ -56,10 +63,26 @@ def add_studio(app: FastAPI, service: Service, budget: float | None) -> App:
     async def entered(request: Request) -> RedirectResponse:
         """Set the session cookie after a login with a valid key."""
         key = request.headers["authorization"].partition(" ")[2]
-        return RedirectResponse("/", 303, {"set-cookie": cookie_of(key)})
+        return RedirectResponse("/", 303, {"set-cookie": cookie_of(key, secure=request.url.scheme == "https")})
 
     disable_url_fetch()
-    return SecurityHeaders(mount_pages(app, StudioClient(service, budget)))
+    temporary = temporary_folder(service)
+    pages = mount_pages(app, StudioClient(service, budget), temporary)
+    return SecurityHeaders(FileAccess(pages, service, temporary))
+
+
+def temporary_folder(service: Service) -> Path:
+    """Return the folder for files from browsers, whose path the browsers receive.
+
+    Without keys, all browsers are those of this machine's user, who may upload large files: it is a subfolder of the
+    state folder. With keys it is a new folder among the temporary ones of the system, so that browsers do not
+    receive the path of the state folder; it is deleted at the end of the process.
+    """
+    if service.admins is None:
+        return Path(os.path.realpath(service.queue.folder / CACHE))
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="unveil-")))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class SecurityHeaders:

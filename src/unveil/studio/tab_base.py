@@ -94,7 +94,8 @@ class Tab:
         """
 
         def heard(request: gr.Request, *values: Any) -> Any:
-            return self._tried(lambda: call(_owner(request), *values), len(outputs), by_user)
+            owner = owner_of(request)
+            return self._tried(owner, lambda: call(owner, *values), len(outputs), by_user)
 
         how = self._how | ({"concurrency_limit": 1, "concurrency_id": in_order} if in_order else {})
         return event(heard, list(inputs), [self.message, *outputs], **how)
@@ -125,13 +126,15 @@ class Tab:
             if "do" not in event_data:
                 return [gr.skip() for _ in range(len(outputs) + 1)]
             data = {str(key): str(value)[:400] for key, value in event_data.items()}
-            return self._tried(lambda: call(_owner(request), data, *values), len(outputs))
+            owner = owner_of(request)
+            return self._tried(owner, lambda: call(owner, data, *values), len(outputs))
 
         return part.click(heard, list(inputs), [self.message, *outputs], **self._how)
 
-    def _tried(self, call: Callable[[], Any], count: int, by_user: bool = True) -> list[Any]:
+    def _tried(self, owner: str, call: Callable[[], Any], count: int, by_user: bool = True) -> list[Any]:
         try:
-            result = call()
+            with self.client.on_behalf_of(owner):
+                result = call()
         except Error as problem:
             return [job_html.alert(error_text(problem, self.tr)), *(gr.skip() for _ in range(count))]
         except OSError as problem:
@@ -144,7 +147,7 @@ class Tab:
         return ["" if by_user else gr.skip(), *(result if isinstance(result, list) else [result])]
 
 
-def _owner(request: gr.Request) -> str:
+def owner_of(request: gr.Request) -> str:
     """Return the owner of the page's API key, as set by the security middleware."""
     assert request.request is not None
     return str(request.request.scope.get("state", {}).get("owner", ""))

@@ -168,7 +168,7 @@ class TaskForm:
         return None if upload is None else upload.name
 
     def _names(self, mark: CatalogName) -> list[str]:
-        catalog = self._client.service.catalog
+        catalog = self._client.catalog
         entries = {
             "lora": catalog.loras,
             "controlnet": catalog.controlnets,

@@ -8,7 +8,6 @@ header was checked before, and writes exactly the requested number of raw bytes.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +24,6 @@ SECONDS, MEMORY = 30, 2 << 30  # CPU time, and bytes of address space
 REFUSED = 3  # exit code of a child that prints an error instead
 ERROR_BYTES = 300  # maximum bytes of that error
 Mode = Literal["RGB", "A"]
-_one = threading.Lock()  # one child at a time, which bounds the total resources
 
 
 def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
@@ -42,12 +40,9 @@ def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.I
     width, height = size
     count = width * height * len(mode)
     command = sandbox.command("unveil.studio.upload_decoder", mode, str(width), str(height))
-    with (
-        _one,
-        subprocess.Popen(
-            command, env=sandbox.environment(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as child,
-    ):
+    with subprocess.Popen(
+        command, env=sandbox.environment(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
         assert child.stdout is not None
         timer = threading.Timer(WAIT_S, child.kill)
         timer.start()
@@ -61,8 +56,8 @@ def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.I
     if code == REFUSED:
         raise DataError(output[:ERROR_BYTES].decode("utf-8", "replace"))
     if code or len(output) != count:
-        name = signal.Signals(-code).name if code < 0 else f"code {code}"
-        raise DataError(f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it")
+        end = sandbox.explain_end(code, SECONDS)
+        raise DataError(f"its decoding {end}: it took too much time or memory, or is hostile; remove it")
     return Image.frombytes("L" if mode == "A" else mode, size, output)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unveil.checkpoints import inspection
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.io.console import one_line
 from unveil.io.console import size as bytes_of
 from unveil.model import model_folder
 from unveil.model.config import validate
@@ -45,7 +46,7 @@ def inspect_models() -> TaskResult:
         for kind, title in [inspection.kind_of(entry.path)]
     ]
     where = f"{model_folder.models_dir()} ({model_folder.ENVIRONMENT_VARIABLE} names another)"
-    rows = [f"{entry['folder']:<12}  {entry['name']}: {entry['what']}" for entry in listed]
+    rows = [one_line(f"{entry['folder']:<12}  {entry['name']}: {entry['what']}") for entry in listed]
     text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_folder.SUBFOLDERS)}"])
     return TaskResult({"root": str(model_folder.models_dir()), "models": listed}, text)
 
@@ -115,7 +116,10 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     for name, file in facts["files"].items():
         if keys:
             lines.append(f"{name}:")
-            lines += [f"  {key}: {tensor['dtype']} {tuple(tensor['shape'])}" for key, tensor in file["tensors"].items()]
+            lines += [
+                f"  {one_line(key)}: {tensor['dtype']} {tuple(tensor['shape'])}"
+                for key, tensor in file["tensors"].items()
+            ]
         else:
             lines.append(f"{name}: {file['tensors']} tensors, {', '.join(file['types'])}")
     return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,8 +20,10 @@ from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_folder import has_videos
 from unveil.errors import DataError, OutputError, RecipeError
 from unveil.generation.model_loading import open_model, resolve_device
+from unveil.io import staging
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
+from unveil.io.locks import lock_holder
 from unveil.model import Model, build
 from unveil.model.config import (
     AnyRecipe,
@@ -323,10 +324,10 @@ def _start_over(run: Path, results: Collection[str] = ()) -> None:
     lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(run)
+        staging.discard(run)
     except BlockingIOError as problem:
         raise OutputError(
-            f"{run}: another process trains in this folder; stop it, or choose another --output-dir"
+            f"{run}: {lock_holder(lock)} trains in this folder; stop it, or choose another --output-dir"
         ) from problem
     finally:
         os.close(lock)

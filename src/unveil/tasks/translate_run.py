@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save as save_bytes
-
 from unveil.errors import DataError, RecipeError
 from unveil.generation.model_loading import resolve_device
-from unveil.io.files import refuse_overwrite, write_atomically
+from unveil.io.files import refuse_overwrite, tensor_bytes, write_atomically
 from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence
 from unveil.tasks.fields import CatalogName
@@ -90,9 +88,9 @@ def _write_attention(model: SequenceModel, pairs: Sequence[tuple[str, str]], fol
         maps = attention_maps(model, source, target)
         tokens.append({"source": maps.source, "target": maps.target})
         for name, block in maps.weights.items():
-            weights[f"{number}.{name}"] = block.contiguous()
+            weights[f"{number}.{name}"] = block
             write_atomically(folder / str(number) / f"{name.replace('.', '_')}.png", _plot_heads(maps, name))
-    write_atomically(folder / "attention.safetensors", save_bytes(weights))
+    write_atomically(folder / "attention.safetensors", tensor_bytes(weights))
     write_atomically(folder / "attention.json", json.dumps(tokens, ensure_ascii=False, indent=1))
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import yaml
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -26,7 +25,7 @@ from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError
 from unveil.evaluate.features import classifier_accuracy
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
-from unveil.io.files import read_tensors, refuse_overwrite, sha256, write_atomically
+from unveil.io.files import read_tensors, refuse_overwrite, sha256, tensor_bytes, write_atomically
 from unveil.io.images import to_unit
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import TrainConfig
@@ -367,8 +366,8 @@ def save_classifier(
     weights, card = (folder / f"{name}.{end}" for end in ("safetensors", "yaml"))
     for path in (weights, card):
         refuse_overwrite(path, force)
-    state = {k: v.contiguous() for k, v in trained.network.state_dict().items() if not k.endswith("tracked")}
-    write_atomically(weights, save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
+    state = {k: v for k, v in trained.network.state_dict().items() if not k.endswith("tracked")}
+    write_atomically(weights, tensor_bytes({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
     kinds = {CnnConfig: "cnn", ViTConfig: "vit", NoisyClassifierConfig: "noisy-classifier"}
     kind = kinds[type(config.network)]
     settings = {

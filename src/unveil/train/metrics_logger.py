@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.io.console import report_progress
+from unveil.io.console import printable, report_progress
 from unveil.io.files import write_atomically
 
 BINS = 10  # equal parts of t in [0, 1]
@@ -173,9 +173,9 @@ class ProgressBar:
     def say(self, text: str) -> None:
         """Print a line."""
         if self._shown and self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(printable(text), highlight=False, markup=False)
         elif self._shown:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the bar from the terminal."""

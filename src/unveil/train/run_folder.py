@@ -20,10 +20,12 @@ import torch
 import yaml
 
 from unveil.errors import OutputError, RecipeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import write_atomically
+from unveil.io.locks import lock_holder
 from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store, migration
-from unveil.model.config import read_yaml
+from unveil.model.config import parse_recipe, read_yaml
 from unveil.train.metrics_logger import log
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
@@ -74,14 +76,14 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
+            holder = lock_holder(self._lock)
             self.close()
-            raise OutputError(
-                f"{path}: another process trains in this folder; wait for it, or choose another"
-            ) from problem
+            raise OutputError(f"{path}: {holder} trains in this folder; wait for it, or choose another") from problem
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )
-        checkpoint_store.remove_stale(self.checkpoints)
+        for folder in (path, self.checkpoints):  # of which this process has the lock
+            staging.sweep(folder, exclusive=True)
 
     def newest(self) -> Path | None:
         """Checkpoint to resume from; a warning names newer ones that are damaged.
@@ -137,7 +139,7 @@ class RunFolder:
                         f"{self.path}: holds {name} but no recipe.yaml, so it is not a run; choose another folder"
                     )
             return
-        before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
+        before = _leaves(_completed(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))), str(path)))
         now = _leaves(read_yaml(yaml.safe_dump(dict(recorded)), "the recipe"))
         changed = [
             key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)
@@ -149,6 +151,17 @@ class RunFolder:
                 "\n".join([f"{self.path}: holds a run of another recipe:", *lines, *more])
                 + "\nchoose another run folder, or give the old settings to go on with it"
             )
+
+
+def _completed(before: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return a recorded recipe with the defaults of settings that are newer than it.
+
+    Other recorded settings, and recipes that are invalid now, are returned unchanged.
+    """
+    try:
+        return parse_recipe(before, where).model_dump(mode="json")
+    except RecipeError:
+        return before
 
 
 def environment(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from unveil.checkpoints.loader import load_state
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.class_label import Label
 from unveil.core import preconditioning
+from unveil.core.process import DiscreteVP, betas
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
 from unveil.model.config import validate
@@ -144,6 +145,10 @@ def test_arguments_of_the_published_classes():
     assert (config.in_channels, config.out_channels, config.attention) == (3, 3, (2,))
     shell, config = edm.preconditioning_from_arguments("iDDPMPrecond", {**arguments, "M": 200})
     assert (shell, config.out_channels) == (preconditioning.IDDPMPreconditioning(200), 6)
+    shell, _ = edm.preconditioning_from_arguments("iDDPMPrecond", {**arguments, "M": 50, "C_1": 0.2, "C_2": 0.05})
+    assert shell == preconditioning.IDDPMPreconditioning(50, offset=0.05, largest_beta=0.8)
+    alpha_bar = DiscreteVP(betas("cosine", 50, offset=0.05, largest=0.8)).alpha_bar
+    assert shell.ratios[-1].item() == pytest.approx(((1 - alpha_bar[-1]) / alpha_bar[-1]).sqrt().item())
     shell, config = edm.preconditioning_from_arguments(
         "VPPrecond", {**arguments, "beta_d": 9.9, "encoder_type": "skip"}
     )

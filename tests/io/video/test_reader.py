@@ -185,6 +185,20 @@ def test_what_says_that_it_is_too_long_is_refused_before_it_is_decoded(tmp_path,
             decoder_process.probe(VideoLimits(frames=6).request("probe", path))
 
 
+def test_all_frames_of_an_animation_count_towards_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decoder_process, "_decoded", lambda *given: pytest.fail("it was decoded"))
+    content = bytearray(gif(6))
+    content[6:10] = (3300).to_bytes(2, "little") * 2
+    (tmp_path / "a.gif").write_bytes(content)
+    limits = VideoLimits(pixels=4000 * 4000)
+    with pytest.raises(decoder_process.Refused, match=r"6 frames of 3300 x 3300 = 65,340,000 pixels: the limit of an"):
+        decoder_process.probe(limits.request("probe", tmp_path / "a.gif"))
+    content[6:10] = (3200).to_bytes(2, "little") * 2  # 61 million
+    (tmp_path / "a.gif").write_bytes(content)
+    with pytest.raises(pytest.fail.Exception, match="it was decoded"):
+        decoder_process.probe(limits.request("probe", tmp_path / "a.gif"))
+
+
 def test_frames_of_a_gif_are_counted_by_its_blocks():
     content = gif(6)
     assert [frames_of_gif(io.BytesIO(content), most) for most in (3, 5, 6, 100)] == [4, 6, 6, 6]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,13 @@ import uvicorn
 
 from unveil.io.images import png
 from unveil.server.http.api import BUDGET, ExtendApp, api
+from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
 from unveil.server.http.middleware import App, SecurityPolicy
-from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
-from unveil.server.jobs.catalog import RUNS, Catalog
+from unveil.server.http.server import bind_socket
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.job_types import job_handlers
-from unveil.server.jobs.outputs import FOLDER, JobOutputs, UploadStore
+from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.owners import OwnerData, Quota
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.task_job import task_kinds
@@ -130,14 +132,19 @@ def server(
     workers: int = 1,
     extend: ExtendApp | None = None,
     before: Callable[[App, SecurityPolicy], App] | None = None,
+    quota: Quota | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
-    service = Service(queue, results, FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))  # type: ignore[arg-type]
+    rules, owners = rules or SecurityPolicy(), OwnerData(folder, quota)
+    admins = rules.admins if rules.keys else None
+    service = Service(queue, results, FakeWorkerPool(), owners, (), admins)  # type: ignore[arg-type]
     bound = bind_socket("127.0.0.1", 0)
-    app = api(service, rules or SecurityPolicy(), budget, extend)
-    app = app if before is None else before(app, rules or SecurityPolicy())
+    app = api(service, rules, budget, extend)
+    app = app if before is None else before(app, rules)
     lifespan: Any = "off" if extend is None else "on"
-    config = uvicorn.Config(app, http=IdleTimeoutProtocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
+    protocol = partial(IdleTimeoutProtocol, pool=ConnectionPool(connections))
+    config = uvicorn.Config(app, http=protocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
     done = work if work is not None else dict.fromkeys(task_kinds(), quick)
     over = threading.Event()
@@ -159,7 +166,7 @@ def server(
         for thread in threads:
             thread.join()
         queue.close()
-        service.inputs.close()
+        owners.close()
         bound.close()
 
 

@@ -65,7 +65,7 @@ def test_a_job_without_disk_space_fails_with_the_reason_and_the_next_one_succeed
         assert reports_full_disk(send(server, image))
         assert server.ask("GET", "/health").json == {"status": "ok", "workers": 1}
         assert not list(made.iterdir())  # nothing half
-        assert not server.service.inputs.folder.exists()
+        assert not server.service.uploads().folder.exists()
     id = server.ask("POST", "/v1/jobs", {"kind": "sample", "request": RING}).json["id"]
     assert [one["name"] for one in server.until(id, "completed", "failed")["outputs"]] == ["0.png"]
     assert (made / id / "0.png").stat().st_size == 4 * MIB

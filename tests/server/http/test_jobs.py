@@ -121,12 +121,12 @@ def test_a_list_starts_after_an_own_job_only(begin: Begin):
 def test_looking_up_models_does_not_block_other_requests(begin: Begin, monkeypatch):
     looked, go = threading.Event(), threading.Event()
 
-    def slow(*given: Any) -> float:
+    def slow(*given: Any, **options: Any) -> float:
         looked.set()
         go.wait(20)
         return 1.0
 
-    monkeypatch.setattr("unveil.server.http.service_facade.job_cost", slow)
+    monkeypatch.setattr("unveil.server.jobs.service.job_cost", slow)
     server = begin(workers=0)
     asks = threading.Thread(target=submit, args=(server,))
     asks.start()
@@ -304,7 +304,34 @@ def test_a_former_field_is_answered_with_its_name(begin: Begin, path: str, field
 
 def test_an_edit_with_an_upload_is_a_job_of_its_task(begin: Begin):
     server = begin()
-    image = server.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8))).name
+    image = server.service.uploads().store(png(torch.zeros(3, 8, 8, dtype=torch.uint8))).name
     ask = {"kind": "upscale", "request": {"image": image, "factor": 3, "seed": 4}}
     job = server.until(submit(server, ask), "completed")
     assert (job["kind"], job["request"]) == ("upscale", ask["request"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.num_workers": 100_000}, "train.num_workers = 100000: must be less than or equal to 256"),
+        ({"train.batch_size": 1e9}, "train.batch_size = 1000000000.0: must be less than or equal to"),
+        ({"data.workers": 8}, "data.workers: unknown key"),
+        ({"train.steps": -1}, "train.steps = -1: must be greater"),
+    ],
+)
+def test_settings_that_the_recipe_refuses_are_refused_at_once(begin: Begin, settings: dict[str, Any], message: str):
+    server = begin(work={})
+    for kind, fields in (
+        ("train", {"recipe": "ddpm-digits", "run_name": "a"}),
+        ("evaluate", {"model": "ddpm-digits"}),
+        ("data-show", {"recipe": "ddpm-digits"}),
+        ("inspect-schedule", {"source": "ddpm-digits"}),
+    ):
+        request = {**fields, "settings": settings}
+        answers = [server.ask("POST", "/v1/jobs", {"kind": kind, "request": request})]
+        answers.append(server.ask("POST", f"/v1/tasks/{kind}", request))
+        for answer in answers:
+            assert answer.status == 400, answer.body
+            assert message in answer.json["error"]["message"]
+    good = {"recipe": "ddpm-digits", "run_name": "a", "settings": {"train.num_workers": 2}}
+    assert server.ask("POST", "/v1/jobs", {"kind": "train", "request": good}).status == 202

@@ -19,6 +19,7 @@ from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited
 from unveil.errors import DataError, OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.io.images import png
+from unveil.server.http.connection import ConnectionLimits
 from unveil.server.http.middleware import (
     Receive,
     Scope,
@@ -91,8 +92,9 @@ def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(key: str):
 
 def test_keys_are_read_from_a_file(tmp_path: Path):
     file = tmp_path / "keys"
+    file.touch(0o600)
     file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
-    assert read_keys(file) == {"me": KEY, "key 4": OTHER}
+    assert read_keys(file).keys == {"me": KEY, "key 4": OTHER}
     for text, message in (
         ("", "contains no key"),
         ("a b c", "line 1: must be"),
@@ -105,6 +107,26 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
         read_keys(tmp_path / "none")
 
 
+def test_a_file_of_keys_that_others_can_read_is_refused(tmp_path: Path):
+    """An option accepts it, as the mounted secrets of containers; others may never write it."""
+    file = tmp_path / "keys"
+    file.write_text(f"me {KEY}\n")
+    for mode, plain, shared in (
+        (0o600, "", ""), (0o400, "", ""), (0o444, "can read", ""), (0o640, "can read", ""), (0o604, "can read", ""),
+        (0o620, "can write", "can write"), (0o666, "can write", "can write"),
+    ):  # fmt: skip
+        file.chmod(mode)
+        for option, message in ((False, plain), (True, shared)):
+            options = ServerOptions(tmp_path, keys=file, shared_keys=option)
+            if message:
+                with pytest.raises(
+                    RecipeError, match=rf"keys: other users {message} it \(mode {mode:04o}\); run chmod"
+                ):
+                    options.load_keys({})
+            else:
+                assert options.load_keys({}).keys == {"me": KEY}, oct(mode)
+
+
 # -- addresses ----------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +135,7 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, host: str):
     with pytest.raises(RecipeError, match="no key is set"):
         serve(ServerOptions(tmp_path / "s", host=host), Console(quiet=True), {})
     assert not (tmp_path / "s").exists()
-    assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
+    assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}).keys == {"key": KEY}  # control
 
 
 def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
@@ -134,8 +156,13 @@ def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]"]
-)
+    "host",
+    [
+        "evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]", "127.0.0.1:80:90",
+        "127.0.0.1:", "127.0.0.1:a", "127.0.0.1:80/", "127.0.0.1/", "a@127.0.0.1", "[::1]:9:9", "[::1]a", "[::1",
+        "127.0.0.1:800000", ":80", "127.0.0.1, 127.0.0.1", "localhost localhost", "http://localhost",
+    ],
+)  # fmt: skip
 def test_a_foreign_host_name_is_refused(begin: Begin, host: str):
     server = begin()
     assert server.ask("GET", "/v1/jobs", headers={"host": host}).status == 403
@@ -179,6 +206,11 @@ def test_a_link_from_another_page_is_followed_and_nothing_else_of_it_is(begin: B
     for method, path in (("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{id}/cancel"), ("DELETE", f"/v1/jobs/{id}")):
         assert server.ask(method, path, headers=LINK).status == 403, (method, path)
     server.until(id, "completed")
+
+
+def test_a_malformed_host_is_refused_where_any_host_is_allowed(keyed: Server):
+    for host, status in (("unveil.example.org:80", 200), ("a.b:80:90", 403), ("a/b", 403), ("a@b", 403), ("a b", 403)):
+        assert keyed.ask("GET", "/v1/jobs", headers={"host": host}, key=KEY).status == status, host
 
 
 # -- bodies -------------------------------------------------------------------------------------------------------
@@ -246,18 +278,20 @@ def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
         (("127.0.0.1", 1), b"gopher", "http"),
         (("127.0.0.1", 1), None, "http"),
         (("10.0.0.7", 1), b"https", "http"),
+        (("10.1.0.7", 1), b"https", "https"),
         (None, b"https", "http"),
     ],
 )
-def test_a_proxy_on_the_same_machine_forwards_the_scheme(client, forwarded: bytes | None, scheme: str):
+def test_a_proxy_on_the_same_machine_or_a_trusted_one_forwards_the_scheme(client, forwarded: bytes | None, scheme: str):
     found: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found.append(scope["scheme"])
 
+    rules = SecurityPolicy(proxies=ConnectionLimits(proxies=("10.1.0.0/16",)))
     headers = [(b"host", b"localhost")] + ([] if forwarded is None else [(b"x-forwarded-proto", forwarded)])
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
-    waited_for(SecurityMiddleware(app, SecurityPolicy(), lambda *seen: None)(scope, None, None))
+    waited_for(SecurityMiddleware(app, rules, lambda *seen: None)(scope, None, None))
     assert found == [scheme]
 
 
@@ -282,7 +316,7 @@ def test_many_requests_on_one_connection_do_not_wait_for_each_other(begin: Begin
 
 
 def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    monkeypatch.setattr("unveil.server.http.connection.PATIENCE_S", 0.5)
     server = begin()
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(b"GET /health HTTP/1.1\r\nhost: ")
@@ -301,7 +335,7 @@ def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pyte
 )  # fmt: skip
 def test_a_connection_that_was_answered_once_is_not_held_for_ever(begin: Begin, monkeypatch, first: bytes, rest: bytes):
     """By a second head, or by a body that nobody reads, a byte now and then."""
-    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    monkeypatch.setattr("unveil.server.http.connection.PATIENCE_S", 0.5)
     with socket.create_connection(("127.0.0.1", begin().port), timeout=10) as line:
         line.sendall(first)
         while not line.recv(4096).endswith(b"}"):
@@ -374,7 +408,7 @@ def test_an_invalid_form_is_refused(begin: Begin, parts):
     headers, body = form(*parts)
     found = server.ask("POST", "/v1/images/edits", headers=headers, body=body)
     assert found.status in (400, 413, 422), found.body
-    assert not list(server.service.inputs.folder.glob("*"))
+    assert not list(server.service.uploads().folder.glob("*"))
 
 
 @pytest.mark.parametrize(

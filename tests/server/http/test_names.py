@@ -98,18 +98,18 @@ def test_no_name_that_is_sent_leads_out_of_its_folder(server: Server, opened: li
 
 def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[str]):
     service = server.service
-    sent = service.inputs.store(shade_png(20)).name
+    sent = service.uploads().store(shade_png(20)).name
     for kind, request in _jobs(sent, sent):
-        job_cost(kind, request, service.catalog, service.inputs)  # control: a name that was sent is taken
+        job_cost(kind, request, service.catalog(), service.uploads())  # control: a name that was sent is taken
     for text in TRAVERSALS:
         for kind, request in [*_jobs(text, sent), *_controls(text, sent), *_commands(text)]:
             with pytest.raises((RecipeError, WeightsError, DataError)):
-                job_cost(kind, request, service.catalog, service.inputs)
+                job_cost(kind, request, service.catalog(), service.uploads())
     assert not opened
 
 
 def test_the_name_of_a_file_that_is_sent_is_not_that_under_which_it_is_kept(server: Server, opened: list[str]):
-    before, kept = _everything(server), server.service.inputs.store(shade_png(20)).name
+    before, kept = _everything(server), server.service.uploads().store(shade_png(20)).name
     line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for text in TRAVERSALS:
         name = text.replace("\\", "\\\\")

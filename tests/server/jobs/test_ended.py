@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from unveil.errors import OutOfResources
+from unveil.io import staging
 from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.child_process import CHILDREN, ChildProcess
@@ -31,11 +32,11 @@ ASK = {"recipe": "ddpm-digits", "run_name": "mine"}
 SAVES = """
 import os, signal, sys, time
 from pathlib import Path
-place = Path(os.environ["PLACE"])
+place = Path(os.environ["UNVEIL_TEST_PLACE"])
 
 def stop(number, frame):
     print("saving", flush=True)
-    time.sleep(float(os.environ.get("SAVING", "0")))
+    time.sleep(float(os.environ.get("UNVEIL_TEST_SAVING", "0")))
     (place / "saved").write_text("")
     sys.exit(128 + number)
 
@@ -71,7 +72,7 @@ Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {{"train": work}})
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which the fake command saves."""
-    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.setenv("UNVEIL_TEST_PLACE", str(tmp_path))
     return tmp_path
 
 
@@ -170,7 +171,9 @@ def test_the_log_of_a_command_is_readable_until_its_job_is_deleted(tmp_path, pla
     says(SAVES)
     with serving(tmp_path / "service", "here", ()) as service:
         catalog = Catalog(service.queue.folder / "runs")
-        worker = Worker("w", service.queue, service.results, {TRAIN: ProcessJob(TRAIN, catalog, service.inputs, "cpu")})
+        worker = Worker(
+            "w", service.queue, service.results, {TRAIN: ProcessJob(TRAIN, catalog, service.uploads(), "cpu")}
+        )
         id = service.submit(TRAIN, ASK).id
         thread = begun(worker.run_next)
         until(lambda: service.log(id) == b"step 1/2\n" and (place / "begun").exists())
@@ -213,7 +216,7 @@ def test_a_command_that_is_interrupted_each_time_fails_finally(queue, own, says)
 
 def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resumes_it(queue, place, monkeypatch):
     """A server that is stopped repeatedly does not count against the job."""
-    monkeypatch.setenv("SAVING", "1")
+    monkeypatch.setenv("UNVEIL_TEST_SAVING", "1")
     id = queue.submit(TRAIN, ASK).id
     pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
     pool.start()
@@ -227,8 +230,22 @@ def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resu
     again.stop()
 
 
+def test_a_worker_gets_no_secret_of_the_server(queue, place, monkeypatch):
+    for name in ("UNVEIL_SERVER_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DATABASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "a secret")
+    monkeypatch.setenv("UNVEIL_MODELS", "models")
+    script = f"import os; open({str(place / 'seen')!r}, 'w').write(repr(dict(os.environ)))"
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    pool.start()
+    until(lambda: (place / "seen").exists() and (place / "seen").read_text().endswith("}"))
+    pool.stop()
+    seen = (place / "seen").read_text()
+    assert "a secret" not in seen
+    assert "'UNVEIL_MODELS': 'models'" in seen  # control
+
+
 def test_a_command_left_saving_by_a_killed_worker_is_awaited(queue, own, place, says, monkeypatch):
-    monkeypatch.setenv("SAVING", "1.5")
+    monkeypatch.setenv("UNVEIL_TEST_SAVING", "1.5")
     says(SAVES)
     id = queue.submit(TRAIN, ASK).id
     with subprocess.Popen([sys.executable, "-c", WORKER, str(queue.folder), "first"]) as first:
@@ -330,13 +347,16 @@ def test_unused_files_are_deleted_while_the_server_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("unveil.server.jobs.service.SWEEP_S", 0.05)
     with serving(tmp_path, "here", ()) as service:
         assert isinstance(service, Service)
-        service.inputs.folder.mkdir(exist_ok=True)
-        old = service.inputs.folder / f"{'ab' * 16}.png"
+        service.uploads().folder.mkdir(exist_ok=True)
+        old = service.uploads().folder / f"{'ab' * 16}.png"
         old.write_bytes(b"")
         os.utime(old, (1, 1))
-        runs, ended = (service.submit("any", {}).id for _ in range(2))
+        runs = service.submit("any", {}).id
         assert service.queue.claim("w").id == runs
-        parts = [service.results.folder / f".{id}.0123abcd.part" for id in (runs, ended)]
+        parts = [staging.temporary_path(service.results.folder / runs)]
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        parts.append(parts[0].with_name(parts[0].name.replace(f".{os.getpid()}-", f".{ended.pid}-")))
         for part in parts:
             part.mkdir(parents=True)
         until(lambda: not old.exists() and not parts[1].exists())

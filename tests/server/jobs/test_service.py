@@ -13,7 +13,7 @@ import pytest
 
 from unveil.errors import DataError, OutputError
 from unveil.server.jobs import service as services
-from unveil.server.jobs.folder_lock import folder_lock
+from unveil.server.jobs.folder_lock import check_unlocked, folder_lock
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
@@ -183,3 +183,63 @@ def test_previews_of_a_server_that_was_killed_are_gone_with_the_next_one(tmp_pat
         assert service.preview("ab" * 8) is None
         (folder / ("cd" * 8 + ".png")).write_bytes(b"new")
         assert service.preview("cd" * 8) == b"new"
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """The rights of a folder and of all in it, by name."""
+    return {
+        path.relative_to(folder.parent).as_posix(): f"{path.stat().st_mode & 0o777:04o}"
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def test_only_its_user_can_read_the_folder_of_a_server(tmp_path: Path):
+    """All that the server and its processes write; also a folder of an earlier version, and a link is not followed."""
+    folder, outside = tmp_path / "service", tmp_path / "outside"
+    outside.write_text("of others")
+    before = os.umask(0o022)
+    try:
+        outside.chmod(0o644)
+        with serving(folder, "http://127.0.0.1:1", ()) as service:
+            assert subprocess.run(["sh", "-c", f"echo a > {folder}/made_by_a_child"]).returncode == 0
+            service.queue.submit("sample", {"prompt": "a ring"})
+            new = modes(folder)
+            assert service.uploads().folder.parent == folder
+        assert {"service/jobs.sqlite3", "service/.server", "service/made_by_a_child"} <= new.keys()
+        files = {name for name in new if (tmp_path / name).is_file() or "-" in name}
+        assert {name: mode for name, mode in new.items() if mode != ("0600" if name in files else "0700")} == {}
+        (folder / "made" / "old").mkdir(parents=True)
+        (folder / "made" / "old" / "a.png").write_text("an image")
+        (folder / "link").symlink_to(outside)
+        folder.chmod(0o755)
+        with serving(folder, "http://127.0.0.1:1", ()):
+            assert modes(folder)["service"] == "0700"
+            assert modes(folder)["service/made/old/a.png"] == "0600"
+            assert modes(folder)["service/made/old"] == "0700"
+        assert outside.stat().st_mode & 0o777 == 0o644
+        assert os.umask(0o022) == 0o022  # as before
+    finally:
+        os.umask(before)
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell who holds a lock")
+@pytest.mark.parametrize("record", ["", "{", '{"pid": 1, "address": "http://127.0.0.1:1"}'])
+def test_the_process_that_holds_a_folder_is_named(tmp_path: Path, record: str):
+    """Also where it has not recorded itself: it is starting, or a record of an earlier server is still there."""
+    (tmp_path / ".server").write_text(record)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".server")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        for check in (check_unlocked, lambda folder: folder_lock(folder, "here").__enter__()):
+            with pytest.raises(OutputError, match=rf"another process \({holder.pid}\) serves this folder"):
+                check(tmp_path)
+        holder.stdin.close()

@@ -55,14 +55,12 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_p
 
 
 def test_an_upload_without_disk_space_is_stored_when_sent_again(inputs: UploadStore, tmp_path, monkeypatch):
-    content, real = clip(tmp_path / "a.gif"), module.write_atomically
+    content = clip(tmp_path / "a.gif")
 
-    def full(path, written):
-        if not path.name.endswith(INFO_SUFFIX):
-            raise OutOfResources("the disk is full")
-        real(path, written)
+    def full(path):
+        raise OutOfResources("the disk is full")
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(module, "staged", full)
     with pytest.raises(OutOfResources):
         inputs.store(content)
     assert not list(inputs.folder.glob("*"))

@@ -25,6 +25,7 @@ from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.errors import RecipeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import read_state, staged, write_tensors
 from unveil.nn.autoencoder import AutoencoderBlock
 from unveil.nn.layers import SelfAttention, meta_device
@@ -340,6 +341,7 @@ def read_folder(path: Path) -> AutoencoderKL | VQModel:
     Raises:
         WeightsError: No autoencoder there, damaged, or with settings that it does not have here.
     """
+    staging.recover(path)
     if path.is_file():
         return build_autoencoder(read_state(path))
     place = place_of(path)

@@ -25,6 +25,7 @@ from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.key_mapping import KeyMap, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import ModelOverrides, shapes_of
 from unveil.errors import RecipeError, WeightsError
+from unveil.io import staging
 from unveil.io.files import read_header, read_state, read_tensors, sha256, staged
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, read_yaml, validate
@@ -133,6 +134,7 @@ def read_controlnet(path: Path, base: UNetConfig | None = None) -> LoadedControl
         WeightsError: There is none, or it is damaged.
         RecipeError: Settings that are not supported.
     """
+    staging.recover(path)
     if not path.exists():
         raise WeightsError(model_folder.not_found_message(path, "controlnets"))
     if path.is_file():

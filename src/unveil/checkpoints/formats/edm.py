@@ -285,9 +285,8 @@ def preconditioning_from_arguments(kind: str, arguments: Mapping[str, Any]) -> t
         case "VEPrecond":
             shell = preconditioning.VEPreconditioning()
         case "iDDPMPrecond":
-            if (rest.pop("C_1", 0.001), rest.pop("C_2", 0.008)) != (0.001, 0.008):
-                raise RecipeError("C_1 and C_2: only the cosine table of 0.001 and 0.008 is supported")
-            shell = preconditioning.IDDPMPreconditioning(rest.pop("M", 1000))
+            least, offset = rest.pop("C_1", 0.001), rest.pop("C_2", 0.008)
+            shell = preconditioning.IDDPMPreconditioning(rest.pop("M", 1000), offset, 1 - least)
         case _:
             shell = preconditioning.EDMPreconditioning(rest.pop("sigma_data", 0.5))
     out = 2 * channels if kind == "iDDPMPrecond" else channels

@@ -274,14 +274,16 @@ def steps_left(schedule: Schedule) -> Tensor:
     return torch.cat([moves, torch.zeros_like(moves[:1])]).flip(0).cumsum(0).flip(0)
 
 
-def check_order(order: int, most: int) -> None:
-    """Refuses an order outside 1 to `most`.
+def check_order(order: int, most: float) -> None:
+    """Refuses an order outside 1 to `most`, which is infinite where a method exists at every order.
 
     Raises:
         RecipeError: The order does not exist.
     """
     if not 1 <= order <= most:
-        raise RecipeError(f"order = {order}: must lie in 1 to {most}")
+        raise RecipeError(
+            f"order = {order}: must be 1 or more" if most == math.inf else f"order = {order}: must lie in 1 to {most}"
+        )
 
 
 def select_level(mask: Tensor, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:

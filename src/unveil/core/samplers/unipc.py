@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -61,14 +62,15 @@ def unipc(
     correct: Rule = b2,
     lower_below: float = float("inf"),
 ) -> CoefficientTable:
-    """UniPC of order 1 to 3: one call a step, where the corrector raises the predictor's order by one.
+    """UniPC of any order: one call a step, where the corrector raises the predictor's order by one.
 
     A step's call is made at its predicted x. It corrects that x before the next step leaves from it, and both are
     one row: what the corrector adds is a sum of estimates, like the next prediction. The last x is not corrected.
 
     Args:
         schedule: Schedule from noise to data; with `of` "eps" it begins at alpha > 0.
-        order: Order of the predictor; the first steps have fewer estimates, and a lower order.
+        order: Order of the predictor, 1 or more; the first steps have fewer estimates, and a lower order. Rounding
+            grows with the order: the differences of k estimates are divided by the k-th power of a step.
         of: Estimate that is combined, "x0" or "eps".
         predict: `b1`, `b2` or `varying`.
         correct: Rule of the corrector; its first node is the start of the corrected step, the second its end.
@@ -80,7 +82,7 @@ def unipc(
 
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
-    check_order(order, 3)
+    check_order(order, math.inf)
     now = linear_step(*schedule.steps, of)
     left, most = steps_left(schedule)[1:], order_per_step(schedule, order, lower_below)
     predicted, counts = gains(now, predict, order, most)

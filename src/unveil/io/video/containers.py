@@ -9,6 +9,8 @@ HEAD = 64  # bytes that are enough for `container_of`
 FORMATS = ("MP4", "MOV", "WebM", "MKV", "GIF")
 # What FFmpeg calls the readers of these, and the decoders that are used: nothing else is opened.
 READERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "gif")
+CPU_SECONDS = 60  # of the process that decodes: for a request, and again for some frames
+MAX_ANIMATION_PIXELS = 64_000_000  # of all frames of a GIF, WebP or APNG: few bytes may unpack to them
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "gif")
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # a file of QuickTime's family begins so
@@ -55,6 +57,17 @@ def frames_of_gif(file: IO[bytes], most: int) -> int:
         while (size := file.read(1)) not in (b"", b"\0"):
             file.seek(size[0], os.SEEK_CUR)
     return count
+
+
+def explain_animation(size: tuple[int, int], count: int) -> str | None:
+    """Return why an animation of `count` frames is refused; None if its pixels are within the limit."""
+    total = size[0] * size[1] * count
+    if count < 2 or total <= MAX_ANIMATION_PIXELS:
+        return None
+    return (
+        f"{count} frames of {size[0]} x {size[1]} = {total:,} pixels: the limit of an animated image is "
+        f"{MAX_ANIMATION_PIXELS:,}; make it smaller or shorter, or convert it to MP4"
+    )
 
 
 def _skip_colours(file: IO[bytes], flags: bytes) -> None:

@@ -25,12 +25,18 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from unveil.io import sandbox
-from unveil.io.video.containers import CODECS, READERS, frames_of_gif
+from unveil.io.video.containers import (
+    CODECS,
+    CPU_SECONDS,
+    MAX_ANIMATION_PIXELS,
+    READERS,
+    explain_animation,
+    frames_of_gif,
+)
 from unveil.io.video.frame_timing import FASTEST, resample_frames
 
 MEMORY = 4 << 30  # bytes of address space
-SECONDS = 60  # of CPU time: for a request, and again for every `_PART` frames
-_PART = 100
+_PART = 100  # frames of which each run has `CPU_SECONDS` more
 _TURNS = {  # the rotation and mirroring of a display matrix, as the orientations of EXIF
     (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
     (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
@@ -144,6 +150,8 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
                 f"{width} x {height} = {width * height:,} pixels a frame: the limit is {request['max_pixels']:,}; "
                 "make the video smaller, or raise max_pixels if it is meant to be so large"
             )
+        if container.format.name == "gif" and (why := explain_animation(*_gif(request))) is not None:
+            raise Refused(why)
         stream.codec_context.options = most
         stream.codec_context.thread_count = 1  # several videos are decoded at once, by processes
         yield container, stream
@@ -152,19 +160,22 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
 def _size(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> tuple[int, int]:
     """Return the size that the file states; 0 if it is over the limit and only the stream itself has it."""
     width, height = stream.codec_context.width, stream.codec_context.height
-    if not width and container.format.name == "gif":
-        with open(request["path"], "rb") as file:
-            head = file.read(10)
-        width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
-    return width, height
+    return _gif(request)[0] if not width and container.format.name == "gif" else (width, height)
+
+
+def _gif(request: dict[str, Any]) -> tuple[tuple[int, int], int]:
+    """Return the size and the number of frames that a GIF states, counted no further than the limit."""
+    with open(request["path"], "rb") as file:
+        head = file.read(10)
+        count = frames_of_gif(file, request.get("max_frames", MAX_ANIMATION_PIXELS))
+    return (int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")), count
 
 
 def _stated(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> int:
     """Return the number of frames that the file states; 0 if it states none."""
     if container.format.name != "gif":
         return stream.frames
-    with open(request["path"], "rb") as file:
-        return frames_of_gif(file, request["max_frames"])
+    return _gif(request)[1]
 
 
 def _codec(stream: VideoStream) -> str:
@@ -179,7 +190,7 @@ def _frames(container: InputContainer, stream: VideoStream, request: dict[str, A
         if number >= request["max_frames"]:
             raise Refused(_long(f"{request['max_frames']} frames", "max_frames"))
         if number % _PART == 0:
-            sandbox.more_seconds(SECONDS)
+            sandbox.more_seconds(CPU_SECONDS)
         if size not in (None, (frame.width, frame.height)):
             raise Refused(
                 f"its size changes from {size[0]} x {size[1]} to {frame.width} x {frame.height} at frame {number}; "
@@ -280,7 +291,7 @@ def _long(limit: str, name: str) -> str:
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    sandbox.more_seconds(SECONDS)
+    sandbox.more_seconds(CPU_SECONDS)
     try:
         if request["do"] == "read":
             return read(request)
@@ -296,7 +307,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _main() -> None:
-    sandbox.limit(seconds=SECONDS, memory=MEMORY, written=0)
+    sandbox.limit(seconds=CPU_SECONDS, memory=MEMORY, written=0)
     out = sys.stdout.buffer
     for line in sys.stdin.buffer:
         answer, frames = _answer(json.loads(line))

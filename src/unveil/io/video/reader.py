@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import threading
 import weakref
@@ -22,7 +21,7 @@ from torch import Tensor
 from unveil.errors import DataError
 from unveil.io import sandbox
 from unveil.io.optional_deps import import_extra
-from unveil.io.video.containers import HEAD, container_of, fault
+from unveil.io.video.containers import CPU_SECONDS, HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
 
 WAIT = 600.0  # s for one answer, by default
@@ -280,8 +279,8 @@ def _payload(stream: IO[bytes], count: int) -> Tensor:
 
 def _died(child: subprocess.Popen[bytes]) -> str:
     code = child.returncode or 0
-    name = signal.Signals(-code).name if code < 0 else f"code {code}"
-    return f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it"
+    end = sandbox.explain_end(code, CPU_SECONDS)
+    return f"its decoding {end}: it took too much time or memory, or is hostile; remove it"
 
 
 def _info(container: str, answer: Mapping[str, Any]) -> VideoInfo:

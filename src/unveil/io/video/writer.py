@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from unveil.errors import RecipeError, ShapeError, did_you_mean
-from unveil.io.files import staged, sync_file
+from unveil.io.files import staged
 from unveil.io.images import ANIMATIONS, METADATA_KEY, animation, png
 from unveil.io.optional_deps import import_extra
 
@@ -102,8 +102,6 @@ def write_video(
             _encode(temporary, _CODINGS[form], _joined(first, frames), rate, metadata)
         else:
             temporary.write_bytes(animation(_joined(first, frames), form, rate, metadata))
-        for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
-            sync_file(file)
     return path
 
 

@@ -30,11 +30,22 @@ from unveil.conditioning.image import ConcatCondition
 from unveil.core import preconditioning
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.prediction import LEARNED, PREDICTIONS, VARIANCES, Prediction, VarianceRule, posterior_mean
-from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
+from unveil.core.process import (
+    BETAS,
+    COSINE_OFFSET,
+    LARGEST_BETA,
+    CosineVP,
+    DiscreteVP,
+    LinearVP,
+    Process,
+    betas,
+    zero_terminal_snr,
+)
 from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.io import staging
 from unveil.model import migration
 from unveil.model.config.sampling import SampleConfig
 from unveil.model.config.sections import ByKind, PartSection, Section, choice, read_yaml, section, validate
@@ -77,6 +88,7 @@ class SavedSection(Section):
             RecipeError: The folder describes no autoencoder.
         """
         bundled = Path(str(resources.files("unveil"))) / "assets" / "models" / self.path
+        staging.recover(Path(self.path))
         folder = next((path for path in (Path(self.path), bundled) if path.is_dir()), None)
         if folder is None:
             return None
@@ -251,6 +263,8 @@ class DiscreteVPSection(Section):
     """A variance-preserving process from a table of betas, given by its published name or as a list.
 
     Attributes:
+        cosine_offset: Offset s of the table "cosine".
+        largest_beta: Largest beta of the table "cosine"; larger ones are clipped to it.
         last: End of the table: "published" keeps it, "zero-snr" rescales it to a terminal SNR of zero.
     """
 
@@ -259,6 +273,8 @@ class DiscreteVPSection(Section):
     timesteps: Annotated[int, Field(ge=2, le=100_000)] | None = None
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, le=1)
+    cosine_offset: float = Field(default=COSINE_OFFSET, gt=0)
+    largest_beta: float = Field(default=LARGEST_BETA, gt=0, le=1)
     last: Literal["published", "zero-snr"] = "published"
     interpolate: Literal["log-snr", "log-alpha"] = "log-snr"
     rescale_timesteps: Annotated[float, Field(gt=0)] | None = None
@@ -287,7 +303,14 @@ class DiscreteVPSection(Section):
         """The process."""
         table = self.beta_schedule
         if isinstance(table, str):
-            table = betas(table, self.timesteps or 1000, start=self.beta_start, end=self.beta_end)
+            table = betas(
+                table,
+                self.timesteps or 1000,
+                start=self.beta_start,
+                end=self.beta_end,
+                offset=self.cosine_offset,
+                largest=self.largest_beta,
+            )
         if self.last == "zero-snr":
             table = zero_terminal_snr(torch.as_tensor(table, dtype=torch.float64))
         return DiscreteVP(table, interpolate=self.interpolate, rescale=self.rescale_timesteps, rounding=self.rounding)

@@ -40,7 +40,7 @@ class TrainConfig(Section):
         nonfinite_limit: Maximum number of consecutive non-finite steps; one more ends the run.
     """
 
-    batch_size: Positive = 64
+    batch_size: int = Field(default=64, ge=1, le=1 << 20)
     batching: Batching | None = None
     tokens: Positive | None = None
     steps: Positive

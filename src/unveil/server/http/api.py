@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
@@ -82,9 +83,11 @@ def api(service: Service, rules: SecurityPolicy, budget: float | None = BUDGET, 
         return Health(status="ok" if count else "no workers", workers=count)
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        """Return metrics in Prometheus format."""
-        return Response(meter.page(), media_type=CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        """Return metrics in Prometheus format; the disk space of other keys is shown to admins only."""
+        owner = str(request.state.owner)
+        owners = list(rules.keys) if rules.keys and service.is_admin(owner) else [owner]
+        return Response(await run_in_threadpool(meter.page, owners), media_type=CONTENT_TYPE)
 
     add_schemas(app)
     _handle(app)

@@ -17,11 +17,15 @@ from unveil.errors import (
     ShapeError,
     WeightsError,
 )
-from unveil.server.jobs.job_types import JobTooLarge
+from unveil.server.jobs.job_types import AdminRequired, JobTooLarge
+from unveil.server.jobs.owners import QuotaExceeded, TooManyFiles
 
 # the first match counts: status and machine-readable code
 _KINDS: tuple[tuple[type[Error], int, str], ...] = (
     (JobTooLarge, 422, "over_budget"),
+    (AdminRequired, 403, "admin_required"),
+    (TooManyFiles, 429, "quota_exceeded"),
+    (QuotaExceeded, 507, "quota_exceeded"),
     (QueueFull, 429, "rate_limit_exceeded"),
     (Cancelled, 409, "cancelled"),
     (WeightsError, 404, "model_not_found"),

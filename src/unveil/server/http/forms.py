@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import IO, Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,14 +15,15 @@ from starlette.formparsers import MultiPartException
 
 from unveil.io.files import explained
 from unveil.server.http.errors import HttpProblem
-from unveil.server.jobs.outputs import UploadedFile, UploadStore
+from unveil.server.http.middleware import MAX_ENTRIES, check_json
+from unveil.server.jobs.outputs import UploadedFile
 
 FILES, FIELDS = 8, 64
 FIELD = 64 << 10  # bytes per field
 
 
 async def read_form(
-    request: Request, inputs: UploadStore, files: Sequence[str]
+    request: Request, store: Callable[[IO[bytes]], UploadedFile], files: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, UploadedFile]]:
     """Parse a form, and store its files.
 
@@ -30,12 +31,13 @@ async def read_form(
 
     Args:
         request: Request whose body is a form, or JSON without files.
-        inputs: Store for uploaded files.
+        store: Stores an uploaded file.
         files: Names of fields that may be files.
 
     Raises:
         HttpProblem: The form is malformed, repeats a field, has an unexpected file, or too many of them.
         DataError: A file is not a supported image or video.
+        QueueFull: Too many files of this owner are being read, or the owner has too many files.
         OutputError, OutOfResources: A file cannot be stored.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
@@ -51,12 +53,12 @@ async def read_form(
         if isinstance(problem, HttpProblem):
             raise
         raise HttpProblem(400, "the form cannot be read", "bad_form") from problem
-    fields: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     uploads: dict[str, UploadedFile] = {}
     try:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
-            if name in fields or name in uploads:
+            if name in texts or name in uploads:
                 raise HttpProblem(400, f"{name[:80]}: given twice", "invalid_value", name[:80])
             if isinstance(value, UploadFile):
                 if name not in files:
@@ -64,13 +66,12 @@ async def read_form(
                     raise HttpProblem(
                         400, f"{name[:80]}: not a file field; files are {allowed}", "invalid_value", name[:80]
                     )
-                content = await value.read()
-                uploads[name] = await run_in_threadpool(inputs.store, content)
+                uploads[name] = await run_in_threadpool(store, value.file)
             else:
-                fields[name] = value if name in _TEXTS else _value(value)
+                texts[name] = value
     finally:
         await form.close()
-    return fields, uploads
+    return await run_in_threadpool(_values, texts), uploads
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -89,6 +90,19 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 _TEXTS = ("prompt", "negative_prompt", "source_prompt", "label", "model", "seconds", "size", "input_reference")
+
+
+def _values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a form's texts.
+
+    Raises:
+        HttpProblem: As JSON, they are nested too deeply or have too many values.
+    """
+    entries = MAX_ENTRIES
+    for name, text in texts.items():
+        if name not in _TEXTS:
+            entries -= check_json(text.encode("utf-8", "replace"), entries=entries)
+    return {name: text if name in _TEXTS else _value(text) for name, text in texts.items()}
 
 
 def _value(text: str) -> Any:

@@ -10,18 +10,22 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from unveil.errors import DataError, RecipeError
+from unveil.server.http.connection import ConnectionLimits, check_head
 from unveil.server.http.errors import HttpProblem
 from unveil.server.jobs.outputs import MAX_BYTES
 from unveil.server.jobs.service import Service
@@ -29,6 +33,9 @@ from unveil.server.jobs.service import Service
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = 16  # characters of a key
 MIB = 1 << 20
+MAX_DEPTH, MAX_ENTRIES = 32, 10_000  # of JSON
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(?::[0-9]{1,5})?")
+SMALL = 4096  # bytes of JSON that are checked at once; for more, others do not wait
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,10 @@ class SecurityPolicy:
         body: Maximum bytes of any other body.
         seconds: Time until a request must be complete.
         depth: Maximum nesting of JSON.
+        entries: Maximum number of values in JSON.
         large: Paths that accept uploads of any size and duration; for use on the own machine.
+        admins: Names of the keys that may change models, which all keys share.
+        proxies: States the addresses of proxies, whose headers are trusted.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -52,8 +62,11 @@ class SecurityPolicy:
     json: int = MIB // 4
     body: int = MAX_BYTES
     seconds: float = 30.0
-    depth: int = 32
+    depth: int = MAX_DEPTH
+    entries: int = MAX_ENTRIES
     large: frozenset[str] = frozenset()
+    admins: frozenset[str] = frozenset()
+    proxies: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def __post_init__(self) -> None:
         """Raise RecipeError for keys that can be guessed."""
@@ -75,8 +88,9 @@ class SecurityPolicy:
         return match if candidate else None
 
     def is_host(self, host: str) -> bool:
-        """Return True if a Host header is allowed."""
-        return self.hosts is None or _without_port(host.lower()) in self.hosts
+        """Return True if a Host header is allowed: a name or an address, and perhaps a port."""
+        match = _HOST.fullmatch(host.lower())
+        return match is not None and (self.hosts is None or match[1] in self.hosts)
 
     def is_origin(self, origin: str, host: str) -> bool:
         """Return True if a page of this origin may send requests to this host."""
@@ -92,40 +106,62 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_keys(file: Path) -> dict[str, str]:
-    """Read a file of keys, one NAME KEY or KEY per line; empty lines and lines that begin with # are ignored.
+class ApiKeys(NamedTuple):
+    """API keys by name, and the names of those with the role of an admin."""
+
+    keys: Mapping[str, str] = MappingProxyType({})
+    admins: frozenset[str] = frozenset()
+
+
+ADMIN = "admin"  # role in a file of keys
+
+
+def read_keys(file: Path, *, shared: bool = False) -> ApiKeys:
+    """Read a file of keys, one KEY, NAME KEY or NAME KEY admin per line.
+
+    Empty lines and lines that begin with # are ignored.
+
+    Args:
+        file: File that only its owner can read.
+        shared: Other users may read it as well, such as a mounted secret of a container.
 
     Raises:
         DataError: It cannot be read.
-        RecipeError: A name is repeated, or the file contains no key.
+        RecipeError: Other users can read or write it, a name is repeated, or the file contains no key.
     """
     try:
-        lines = [line.split() for line in file.read_text("utf-8").splitlines()]
+        with file.open(encoding="utf-8") as opened:
+            mode = os.fstat(opened.fileno()).st_mode & 0o777
+            lines = [line.split() for line in opened.read().splitlines()]
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{file}: {getattr(problem, 'strerror', None) or 'is not text'}") from problem
+    if mode & 0o022:
+        raise RecipeError(f"{file}: other users can write it (mode {mode:04o}); run chmod 600 {file}")
+    if mode & 0o044 and not shared:
+        raise RecipeError(
+            f"{file}: other users can read it (mode {mode:04o}); run chmod 600 {file}, or pass --shared-api-keys for a "
+            "mounted secret of a container"
+        )
     keys: dict[str, str] = {}
+    admins: set[str] = set()
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#"):
             continue
-        if len(words) > 2:
-            raise RecipeError(f"{file} line {number}: must be NAME KEY")
-        name = words[0] if len(words) == 2 else f"key {number}"
+        if len(words) > 3 or words[2:] not in ([], [ADMIN]):
+            raise RecipeError(f"{file} line {number}: must be NAME KEY, or NAME KEY {ADMIN}")
+        name = words[0] if len(words) > 1 else f"key {number}"
         if name in keys:
             raise RecipeError(f"{file} line {number}: repeats the name of another key; give each its own")
-        keys[name] = words[-1]
+        keys[name] = words[min(1, len(words) - 1)]
+        if len(words) == 3:
+            admins.add(name)
     if not keys:
         raise RecipeError(f"{file}: contains no key; write one NAME KEY per line")
-    return keys
+    return ApiKeys(keys, frozenset(admins))
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()
-
-
-def _without_port(host: str) -> str:
-    end = host.rfind("]") if host.startswith("[") else -1
-    colon = host.find(":", end + 1)
-    return host if colon < 0 else host[:colon]
 
 
 Scope = MutableMapping[str, Any]
@@ -138,6 +174,7 @@ OnRequestEnd = Callable[[Scope, int, float], None]
 
 OPEN = ("/health",)  # routes without a key
 JSON, FORM = "application/json", "multipart/form-data"
+MAX_KIND = 256  # characters of a Content-Type, whose boundary has at most 70 (RFC 2046 5.1.1)
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -178,8 +215,9 @@ class SecurityMiddleware:
                 message["headers"] = [*message.get("headers", ()), *more, (b"x-request-id", name.encode())]
             await send(message)
 
-        scope["scheme"] = _scheme(scope)
         try:
+            check_head(scope["headers"], (scope.get("raw_path") or b"") + scope.get("query_string", b""))
+            scope["scheme"] = _scheme(scope, self._rules.proxies)
             self._admit(scope)
             await self._app(scope, await self._checked(scope, receive), answer)
         except HttpProblem as problem:
@@ -192,6 +230,9 @@ class SecurityMiddleware:
     def _admit(self, scope: Scope) -> None:
         """Raise HttpProblem if the policy does not allow the request."""
         headers = _headers(scope)
+        if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):
+            # a proxy may see another end of this request; the connection is closed (RFC 9112 6.1 and 6.3)
+            raise HttpProblem(400, "transfer-encoding with content-length, or in HTTP/1.0, is refused", "bad_request")
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._rules.is_host(host):
             raise HttpProblem(403, "the Host header is not an allowed host of this server", "wrong_host")
@@ -203,7 +244,14 @@ class SecurityMiddleware:
         owner = self._rules.key_name(key.strip() if scheme.lower() == "bearer" else None)
         if owner is None and scope["path"] not in OPEN:
             raise HttpProblem(401, "an API key is required: Authorization: Bearer KEY", "invalid_api_key")
-        scope.setdefault("state", {})["owner"] = owner or ""
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+        if owner is None and has_body:  # nothing of a client without a key is parsed
+            raise HttpProblem(413, f"{scope['path']} takes no body", "too_large")
+        state = scope.setdefault("state", {})
+        state["owner"] = owner or ""
+        state["admitted"] = owner is not None  # such a connection is not closed in favour of others
+        # nothing behind this reads cookies, and parsing them takes a time that is quadratic in their length
+        scope["headers"] = [header for header in scope["headers"] if header[0].lower() != b"cookie"]
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """Check the body, and return the function from which the application reads it.
@@ -219,7 +267,7 @@ class SecurityMiddleware:
         has_body = int(length[:12]) > 0 or "transfer-encoding" in headers
         if not has_body:
             return receive
-        if kind not in (JSON, FORM):
+        if kind not in (JSON, FORM) or len(headers["content-type"]) > MAX_KIND:
             raise HttpProblem(415, f"the body must be {JSON} or {FORM}", "unsupported_media_type")
         if "content-encoding" in headers:
             raise HttpProblem(415, "a content-encoding of the body is not supported", "unsupported_media_type")
@@ -239,9 +287,12 @@ class SecurityMiddleware:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if json_depth(bytes(body), rules.depth) > rules.depth:
-            raise HttpProblem(422, f"JSON is nested deeper than {rules.depth} levels", "too_deep")
-        return _replay({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
+        content = bytes(body)
+        if len(content) <= SMALL:
+            check_json(content, rules.depth, rules.entries)
+        else:
+            await run_in_threadpool(check_json, content, rules.depth, rules.entries)
+        return _replay({"type": "http.request", "body": content, "more_body": False}, receive)
 
 
 class LimitedBody:
@@ -277,6 +328,32 @@ class LimitedBody:
             if self._read > self._most:
                 raise _too_large(self._most)
         return message
+
+
+def check_json(body: bytes, depth: int = MAX_DEPTH, entries: int = MAX_ENTRIES) -> int:
+    """Check the size of JSON before it is parsed; return an upper limit of the number of its entries.
+
+    Args:
+        body: JSON, or any other bytes.
+        depth: Maximum nesting.
+        entries: Maximum number of entries; the names and the values of an object count as one each.
+
+    Raises:
+        HttpProblem: It is not UTF-8, is nested too deeply, or has too many entries.
+    """
+    if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):  # brackets have other bytes there
+        raise HttpProblem(422, "JSON must be encoded as UTF-8", "bad_json")
+    count = _entries(body)
+    if count > entries and (count := _entries(_STRING.sub(b"", body))) > entries:
+        raise HttpProblem(422, f"JSON has {count} entries; the maximum is {entries}", "too_many_entries")
+    if json_depth(body, depth) > depth:
+        raise HttpProblem(422, f"JSON is nested deeper than {depth} levels", "too_deep")
+    return count
+
+
+def _entries(body: bytes) -> int:
+    """Count the separators and the opening brackets, of which JSON has at least as many as entries."""
+    return sum(map(body.count, (b",", b":", b"[", b"{")))
 
 
 def json_depth(body: bytes, limit: int) -> int:
@@ -321,10 +398,11 @@ def _is_link(scope: Scope, headers: Mapping[str, str]) -> bool:
     return scope["method"] == "GET" and kinds == ("navigate", "document")
 
 
-def _scheme(scope: Scope) -> str:
-    """Return the scheme that the client used; the header of a proxy is trusted only on the same machine."""
+def _scheme(scope: Scope, proxies: ConnectionLimits) -> str:
+    """Return the scheme that the client used; the header is trusted only of a proxy."""
     forwarded, client = _headers(scope).get("x-forwarded-proto"), scope.get("client")
-    return forwarded if forwarded in ("http", "https") and client and is_loopback(client[0]) else scope["scheme"]
+    trusted = client is not None and proxies.is_proxy(client[0])
+    return forwarded if forwarded in ("http", "https") and trusted else scope["scheme"]
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -373,9 +451,37 @@ class MetricsCollector:
         yield GaugeMetricFamily("unveil_queue_limit", "Maximum number of queued jobs", value=limit)
         yield GaugeMetricFamily("unveil_workers", "Running workers", value=len(self._service.workers.names()))
 
-    def page(self) -> bytes:
-        """Return all metrics as text."""
-        return generate_latest(self._registry)
+    def page(self, owners: Iterable[str]) -> bytes:
+        """Return all metrics as text, with the disk space of these owners."""
+        registry = CollectorRegistry()
+        registry.register(_DiskCollector(self._service, owners))
+        return generate_latest(self._registry) + generate_latest(registry)
+
+
+class _DiskCollector:
+    """Measures the disk space of owners.
+
+    Args:
+        service: Service of the owners.
+        owners: Names of API keys; "" without keys.
+    """
+
+    def __init__(self, service: Service, owners: Iterable[str]) -> None:
+        self._service, self._owners = service, owners
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield bytes and files of each owner, and their maximum."""
+        size = GaugeMetricFamily("unveil_key_disk_bytes", "Uploads, runs and outputs of an API key", labels=["key"])
+        files = GaugeMetricFamily("unveil_key_files", "Files of an API key", labels=["key"])
+        for owner in self._owners:
+            usage = self._service.usage(owner)
+            size.add_metric([owner], usage.bytes)
+            files.add_metric([owner], usage.files)
+        quota = self._service.owners.quota
+        yield size
+        yield files
+        yield GaugeMetricFamily("unveil_key_disk_bytes_limit", "Maximum of each API key", value=quota.bytes)
+        yield GaugeMetricFamily("unveil_key_files_limit", "Maximum of each API key", value=quota.files)
 
 
 _METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -199,8 +199,8 @@ class RequestContext:
         Raises:
             HttpProblem: A field is unknown or invalid.
         """
-        fields, uploads = await read_form(self.request, self.service.inputs, files)
-        return validate_fields(kind, fields), uploads
+        fields, uploads = await read_form(self.request, self.store, files)
+        return await run_in_threadpool(validate_fields, kind, fields), uploads
 
     async def submit(self, task: str, values: Mapping[str, Any]) -> Job:
         """Submit a job of a task.
@@ -210,14 +210,22 @@ class RequestContext:
             RecipeError, WeightsError, DataError: The task is not possible.
         """
         try:
-            registry.task_class(task).parse(values)
+            await run_in_threadpool(registry.task_class(task).parse, values)  # may take longer than others should wait
         except RecipeError as problem:
             raise HttpProblem(422, str(problem)[:2000], "invalid_value") from problem
         return await self.calls.submit(task, values, self.owner)
 
+    def store(self, file: IO[bytes]) -> UploadedFile:
+        """Store an uploaded file of this owner.
+
+        Raises:
+            DataError, QueueFull, OutOfResources, OutputError: As `Service.store_upload`.
+        """
+        return self.service.store_upload(file, self.owner)
+
     def models(self) -> dict[str, ModelInfo]:
         """Return the metadata of each model."""
-        return {entry.name: model_info(entry) for entry in self.service.catalog.models()}
+        return {entry.name: model_info(entry) for entry in self.service.catalog(self.owner).models()}
 
 
 Context = Annotated[RequestContext, Depends(RequestContext)]
@@ -254,7 +262,7 @@ def validation_error(errors: Any) -> HttpProblem:
 )
 async def generate_images(fields: Annotated[dict[str, Any], Body()], context: Context) -> Any:
     """Generate images from a prompt or a class."""
-    body = validate_fields(schema.ImagesBody, fields)
+    body = await run_in_threadpool(validate_fields, schema.ImagesBody, fields)
     return await _respond(body, await context.submit("sample", body.values("sample")), context)
 
 
@@ -339,13 +347,13 @@ async def extend_video(context: Context) -> Any:
 
 
 async def _from_video(context: RequestContext, task: schema.VideoTaskName) -> Any:
-    fields, files = await read_form(context.request, context.service.inputs, ("video", "mask", "keep_mask"))
+    fields, files = await read_form(context.request, context.store, ("video", "mask", "keep_mask"))
     named = fields.pop("video[id]", None)  # form notation of {"id": ...}
     before = fields.pop("video", None if named is None else {"id": str(named)})
     if before is None and "video" not in files:
         raise HttpProblem(400, 'video: is missing; a file, or {"id": ...}', "invalid_value", "video")
     video = files.pop("video") if "video" in files else await _video_of_job(context, before)
-    body = validate_fields(schema.VideosBody, {**fields, "task": task})
+    body = await run_in_threadpool(validate_fields, schema.VideosBody, {**fields, "task": task})
     uploads = {name: upload.name for name, upload in files.items()}
     return await _submit_video(context, task, {**body.values(task), **uploads, "video": video.name})
 
@@ -359,15 +367,16 @@ async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
     name = content_file(job, "video")
     if name is None:
         raise HttpProblem(409, f"{id}: is not completed", "not_completed")
-    content = await run_in_threadpool(context.service.results.file(id, name).read_bytes)
-    return await run_in_threadpool(context.service.inputs.store, content)  # a child process decodes it
+    with context.service.results.file(id, name).open("rb") as file:
+        return await run_in_threadpool(context.store, file)  # a child process decodes it
 
 
 @router.post("/videos/{id}/remix", response_model=schema.VideoResponse)
 async def remix_video(id: str, context: Context) -> Any:
     """Edit a video generated here by a new prompt."""
     video = await _video_of_job(context, {"id": id})
-    body = validate_fields(schema.VideosBody, {**await read_json(context.request), "task": "video-edit"})
+    fields = {**await read_json(context.request), "task": "video-edit"}
+    body = await run_in_threadpool(validate_fields, schema.VideosBody, fields)
     return await _submit_video(context, "video-edit", {**body.values("video-edit"), "video": video.name})
 
 
@@ -513,7 +522,7 @@ def _page(context: RequestContext, query: PageQuery) -> tuple[list[Job], bool]:
 @router.post("/inputs", response_model=schema.UploadResponse, openapi_extra=form_body(None, "file"))
 async def upload_file(context: Context) -> Any:
     """Upload an image or a video, for requests that refer to it by its name."""
-    fields, files = await read_form(context.request, context.service.inputs, ("file",))
+    fields, files = await read_form(context.request, context.store, ("file",))
     if fields or "file" not in files:
         raise HttpProblem(400, "a form with one file, called file", "invalid_value", "file")
     return schema.UploadResponse(**files["file"]._asdict())
@@ -521,9 +530,9 @@ async def upload_file(context: Context) -> Any:
 
 @router.get("/inputs/{name}", response_class=FileResponse, responses=MEDIA)
 async def get_upload(name: str, context: Context) -> FileResponse:
-    """Return an uploaded file; its name is a hash of its content, which only those with the file know."""
+    """Return an uploaded file of the same API key."""
     try:
-        path = context.service.inputs.path(name)
+        path = context.service.uploads(context.owner).path(name)
     except DataError as problem:
         raise HttpProblem(404, str(problem), "not_found") from problem
     return FileResponse(path, media_type=TYPES[path.suffix[1:]], headers=_SHOWN)
@@ -532,10 +541,12 @@ async def get_upload(name: str, context: Context) -> FileResponse:
 @router.get("/models", response_model=schema.ModelsResponse)
 async def list_models(context: Context) -> Any:
     """List all models that requests may use."""
-    return schema.ModelsResponse(data=[model_response(entry) for entry in context.service.catalog.models()])
+    return schema.ModelsResponse(
+        data=[model_response(entry) for entry in context.service.catalog(context.owner).models()]
+    )
 
 
 @router.get("/models/{name:path}", response_model=schema.ModelResponse)
 async def get_model(name: str, context: Context) -> Any:
     """A model."""
-    return model_response(context.service.catalog.model(name))
+    return model_response(context.service.catalog(context.owner).model(name))

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
-from unveil.server.http.middleware import LOOPBACK, App, SecurityPolicy, is_loopback, read_keys
+from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
+from unveil.server.http.middleware import LOOPBACK, ApiKeys, App, SecurityPolicy, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job_table import QueueLimits
+from unveil.server.jobs.owners import Quota
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"
-PATIENCE_S = 30.0  # time until the head of a request must be complete
-CONNECTIONS = 512
+DAY_S = 24 * 3600.0
+DAY_MINUTES = 24 * 60.0
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,17 @@ class ServerOptions:
         folder: State folder, with jobs and their outputs.
         host, port: Address to listen on; port 0 is a free one.
         keys: File of API keys.
+        shared_keys: Other users may read this file.
+        connections: Limits of open connections.
+        job_minutes: Maximum duration of a job, in minutes; 0: unlimited; None: one day with keys, else unlimited.
         names: Additional allowed hosts.
         origins: Allowed origins of other pages.
         devices: Devices, with one worker each.
         waiting: Maximum number of queued jobs.
         each: Maximum number of jobs per key.
         budget: Maximum cost of a job, in megapixel evaluations.
+        quota: Limits of the data of one key.
+        retention: Days after which a job that has ended is deleted; None: never.
         large: Paths that accept uploads of any size, if no key is required.
     """
 
@@ -53,18 +59,29 @@ class ServerOptions:
     waiting: int = 32
     each: int = 8
     budget: float = BUDGET
+    quota: Quota = field(default_factory=Quota)
+    retention: float | None = None
     large: Sequence[str] = ()
+    shared_keys: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    job_minutes: float | None = None
 
-    def load_keys(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """Read the keys from the file or the environment.
+    def time_limit(self, has_keys: bool) -> float:
+        """Return the maximum duration of a job in minutes; 0 is unlimited."""
+        if self.job_minutes is not None:
+            return self.job_minutes
+        return DAY_MINUTES if has_keys else 0.0
+
+    def load_keys(self, variables: Mapping[str, str]) -> ApiKeys:
+        """Read the keys from the file or the environment; the only key of the environment is that of an admin.
 
         Raises:
-            RecipeError: No key is set, although other machines can reach the address.
+            RecipeError: No key is set, although other machines can reach the address; or other users can read the file.
         """
-        keys = read_keys(self.keys) if self.keys is not None else {}
-        if not keys and (key := variables.get(VARIABLE)):
-            keys = {"key": key}
-        if not keys and not is_loopback(self.host):
+        keys = read_keys(self.keys, shared=self.shared_keys) if self.keys is not None else ApiKeys()
+        if not keys.keys and (key := variables.get(VARIABLE)):
+            keys = ApiKeys({"key": key}, frozenset({"key"}))
+        if not keys.keys and not is_loopback(self.host):
             raise RecipeError(
                 f"--host {self.host}: others can reach this address, and no key is set; give --api-keys FILE, or set "
                 f"{VARIABLE}, or leave --host away"
@@ -73,52 +90,12 @@ class ServerOptions:
 
     def policy(self, variables: Mapping[str, str]) -> SecurityPolicy:
         """Return the security policy."""
-        keys = self.load_keys(variables)
+        keys, admins = self.load_keys(variables)
         named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
         hosts, large = None if keys and not self.names else frozenset(named), frozenset(() if keys else self.large)
-        return SecurityPolicy(keys, hosts, frozenset(self.origins), large=large)
-
-
-class IdleTimeoutProtocol(H11Protocol):
-    """HTTP protocol that closes connections on which no complete request head arrives in time."""
-
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the timeout."""
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Stop the timeout once a request head is complete."""
-        super().data_received(data)
-        self._wait()
-
-    def on_response_complete(self) -> None:
-        """Restart the timeout, for the next head or for the rest of an unread body."""
-        super().on_response_complete()
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeout."""
-        self._wait_no_longer()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle  # the last request
-        if cycle is not None and not cycle.response_complete:
-            self._wait_no_longer()
-        elif self._patience is None:  # it covers the whole head, however slowly its bytes arrive
-            self._patience = self.loop.call_later(PATIENCE_S, self._late)
-
-    def _wait_no_longer(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _late(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
+        return SecurityPolicy(
+            keys, hosts, frozenset(self.origins), large=large, admins=admins, proxies=self.connections
+        )
 
 
 def serve(
@@ -143,15 +120,21 @@ def serve(
         shown = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{shown}:{bound.getsockname()[1]}"
         limits = QueueLimits(options.waiting, options.each if rules.keys else options.waiting + len(options.devices))
-        with serving(options.folder, address, options.devices, limits) as service:
+        limits = replace(limits, seconds=60.0 * options.time_limit(bool(rules.keys)))
+        retention = None if options.retention is None else options.retention * DAY_S
+        admins = rules.admins if rules.keys else None
+        with serving(
+            options.folder, address, options.devices, limits, quota=options.quota, admins=admins, retention=retention
+        ) as service:
             for line in service.messages:
                 console.warn(line)
             app: Any = api(service, rules, options.budget, extend)
             app = app if before is None else before(app, rules)
+            protocol: Any = partial(IdleTimeoutProtocol, pool=ConnectionPool(options.connections))
             config = uvicorn.Config(
-                app, http=IdleTimeoutProtocol, ws="none", lifespan="off" if extend is None else "on", log_config=None,
+                app, http=protocol, ws="none", lifespan="off" if extend is None else "on", log_config=None,
                 access_log=False, server_header=False, timeout_keep_alive=5, timeout_graceful_shutdown=5,
-                limit_concurrency=CONNECTIONS, proxy_headers=False,
+                proxy_headers=False,
             )  # fmt: skip
             keyed = f"{len(rules.keys)} keys" if rules.keys else "no key: only this machine can reach it"
             shown = f"{address}/v1" if extend is None else address

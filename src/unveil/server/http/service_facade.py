@@ -14,7 +14,6 @@ from fastapi.concurrency import run_in_threadpool
 
 from unveil.server.http.errors import HttpProblem
 from unveil.server.jobs.job_table import ENDED, Job
-from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.service import Service
 
 SOON_S, LATER_S = 0.02, 0.1  # polling interval of a job, in its first second and after
@@ -26,7 +25,7 @@ class AsyncService:
 
     Args:
         service: Service behind it.
-        budget: Maximum cost of a job, as `job_types.job_cost` computes it; None: unlimited.
+        budget: Maximum cost of a job, as `Service.cost` computes it; None: unlimited.
     """
 
     def __init__(self, service: Service, budget: float | None) -> None:
@@ -41,11 +40,12 @@ class AsyncService:
         Raises:
             RecipeError, WeightsError: The request is not possible.
             JobTooLarge: The job exceeds the budget.
-            QueueFull: The queue is full.
+            QueueFull: The queue is full, or the owner has too many files.
+            OutOfResources: The owner's quota is used up.
         """
         self.service.queue.check_capacity(owner, self._coming)  # counts jobs that are being written; does not wait
         cost = await run_in_threadpool(  # looks up names on the disk
-            job_cost, kind, request, self.service.catalog, self.service.inputs, self.budget
+            self.service.cost, kind, request, owner, self.budget
         )
         self.service.queue.check_capacity(owner, self._coming)  # others may have been submitted meanwhile
         with self._counting:

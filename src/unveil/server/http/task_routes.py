@@ -79,7 +79,7 @@ def _info(kind: type[Task]) -> TaskInfo:
 
 def _submit(kind: type[Task]) -> Callable[..., Awaitable[Any]]:
     async def submit(context: Context) -> Any:
-        fields, files = await read_form(context.request, context.service.inputs, file_fields(kind))
+        fields, files = await read_form(context.request, context.store, file_fields(kind))
         request = {**fields, **{name: upload.name for name, upload in files.items()}}
         return job_response(context.service, await context.calls.submit(kind.name, request, context.owner))
 

@@ -63,11 +63,22 @@ class Catalog:
     """Current names of models, LoRAs, ControlNets, captioners and data folders.
 
     Args:
-        runs: Folder of runs; it may be missing.
+        runs: Folder of the runs of one owner; it may be missing. None: only the names that all owners share.
     """
 
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
+    def __init__(self, runs: Path | None) -> None:
+        self._runs = runs
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs.
+
+        Raises:
+            RecipeError: The catalog is that of all owners.
+        """
+        if self._runs is None:
+            raise RecipeError("request: a run belongs to one owner; log in first")
+        return self._runs
 
     def models(self) -> list[CatalogEntry]:
         """List all models, bundled ones first; of several with the same name only the first is listed."""
@@ -196,9 +207,9 @@ class Catalog:
         return safe_join(data_root(), name)
 
     def _trained(self) -> list[CatalogEntry]:
-        if not self.runs.is_dir():
+        if self._runs is None or not self._runs.is_dir():
             return []
-        paths = sorted(path for path in self.runs.iterdir() if (path / "checkpoints").is_dir())
+        paths = sorted(path for path in self._runs.iterdir() if (path / "checkpoints").is_dir())
         return [CatalogEntry(path.name, path, "runs") for path in paths if not path.is_symlink()]
 
 

@@ -67,12 +67,14 @@ class QueueLimits:
         each: Maximum number of queued and running jobs of one owner.
         attempts: Number of attempts for a job that kills its worker.
         lease: Seconds without a heartbeat after which a worker counts as dead.
+        seconds: Maximum duration of a job in seconds; 0: unlimited.
     """
 
     waiting: int = 32
     each: int = 8
     attempts: int = 2
     lease: float = 15.0
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a limit that admits nothing."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import RecipeError, did_you_mean
-from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
+from unveil.server.jobs.catalog import Catalog, ModelInfo, model_info
 from unveil.server.jobs.job_migration import FORMER_COMMANDS, FORMER_KINDS, former_fields, migrate_job
-from unveil.server.jobs.outputs import FOLDER, UploadStore
+from unveil.server.jobs.outputs import UploadStore
+from unveil.server.jobs.owners import OwnerData
 from unveil.server.jobs.process_job import ProcessJob
 from unveil.server.jobs.task_job import (
     ModelCache,
     TaskJob,
+    check_recipe,
     check_references,
     is_task,
     parse_request,
@@ -27,17 +29,38 @@ from unveil.tasks.fields import CatalogName
 from unveil.tasks.task import Task, mark_of
 from unveil.types import is_valid_utf8
 
+SHARED_NEW = ("new_model", "new_lora")  # kinds of names of what all owners share
+
 
 class JobTooLarge(RecipeError):
     """The job costs more than one job may."""
 
 
+class AdminRequired(RecipeError):
+    """The job would change models, and the owner has not the role of an admin."""
+
+
 def job_cost(
-    kind: str, request: Mapping[str, Any], catalog: Catalog, inputs: UploadStore, budget: float | None = None
+    kind: str,
+    request: Mapping[str, Any],
+    catalog: Catalog,
+    inputs: UploadStore,
+    budget: float | None = None,
+    *,
+    is_admin: bool = True,
 ) -> float:
     """Validate a request, look up all names in it, and return its cost in network evaluations of a megapixel.
 
+    Args:
+        kind: Name of the task.
+        request: Values of the task.
+        catalog: Names that the owner may use.
+        inputs: Uploaded files of the owner.
+        budget: Maximum cost; None: unlimited.
+        is_admin: The owner may add models and LoRAs to the folder that all owners share.
+
     Raises:
+        AdminRequired: The task adds a model, and `is_admin` is false.
         RecipeError, WeightsError, DataError: The request is not possible.
         JobTooLarge: The cost exceeds the budget.
     """
@@ -55,6 +78,14 @@ def job_cost(
             if former in request:
                 raise RecipeError(f"request: {former}: here it is {name}")
     task = parse_request(kind, request)
+    if not is_admin and any(
+        isinstance(reference.mark, CatalogName) and reference.mark.kind in SHARED_NEW for reference in task.references()
+    ):
+        raise AdminRequired(
+            f"{kind}: adds a model that all keys share, which needs a key with the role admin; ask the operator of the "
+            "server to write admin after the key in its file of API keys"
+        )
+    check_recipe(task)
     check_references(task, catalog, inputs)
     cost = task_cost(task, _model_info(task, catalog), inputs)
     if budget is not None and cost > budget:
@@ -80,10 +111,11 @@ def _check_text(request: Mapping[str, Any]) -> None:
 
 def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
     """Return the handlers of all job types, for a state folder and a device."""
-    models, catalog, inputs = ModelCache(), Catalog(folder / RUNS), UploadStore(folder / FOLDER)
+    models, owners = ModelCache(), OwnerData(folder)
 
     def task_handler(name: str) -> JobHandler:
         def run(request: Mapping[str, Any], out: Path, progress: JobProgress) -> object:
+            catalog, inputs = owners.catalog(progress.owner), owners.uploads(progress.owner)
             if registry.task_class(name).separate_process:  # imported when its first job comes
                 return ProcessJob(name, catalog, inputs, device)(request, out, progress)
             return TaskJob(name, models, catalog, inputs, device)(request, out, progress)

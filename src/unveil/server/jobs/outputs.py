@@ -9,15 +9,16 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -26,7 +27,8 @@ from unveil.data.image_decoding import alpha_channel, open_image, read_header
 from unveil.errors import DataError, Error
 from unveil.generation.inputs import EXTRA_FILES
 from unveil.generation.video_inputs import decode_video
-from unveil.io.files import explained, staged, sync_file, write_atomically
+from unveil.io import staging
+from unveil.io.files import explained, staged, write_atomically
 from unveil.io.images import make_grid, png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoLimits, VideoReader
@@ -82,8 +84,6 @@ class JobOutputs:
             part.mkdir()
             yield part
             outputs = tuple(sorted(path.name for path in part.iterdir() if path.is_file()))
-            for name in outputs:
-                sync_file(part / name)
             ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)
             ended = ended._replace(outputs=outputs, messages=tuple(messages))
             write_atomically(part / RECORD, json.dumps(ended._asdict(), ensure_ascii=False))
@@ -133,18 +133,12 @@ class JobOutputs:
 
     def remove(self, id: str) -> None:
         """Delete the outputs of a job."""
-        shutil.rmtree(self.folder_of(id), ignore_errors=True)
-
-    def parts(self) -> list[Path]:
-        """List temporary folders, those in use and those left by dead workers."""
-        return list(self.folder.glob(".*.part")) if self.folder.is_dir() else []
+        with suppress(OSError):
+            staging.discard(self.folder_of(id))
 
     def sweep(self) -> int:
         """Delete temporary folders and return their number; call only while no worker runs."""
-        stale = self.parts()
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
+        return len(staging.sweep(self.folder, exclusive=True))
 
 
 def write_result(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -161,7 +155,9 @@ FOLDER = "inputs"
 MAX_BYTES = 32 << 20  # per file
 MAX_PIXELS = 16_000_000  # per image
 VIDEO_LIMITS = VideoLimits(frames=2_000, seconds=120.0)
-WAIT_S = 60.0  # time to probe a video, while other uploads wait
+WAIT_S = 60.0  # time to probe a video
+MAX_IDLE = 2  # processes that probe videos and are kept when they are idle
+_BLOCK = 1 << 18  # bytes of an upload in memory at a time
 RETENTION_S = 24 * 3600.0  # of files that no job refers to
 NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
 INFO_SUFFIX = ".json"
@@ -180,48 +176,91 @@ class UploadedFile(NamedTuple):
     frames: int
 
 
+class ReaderPool:
+    """Processes that probe videos: one for each thread that probes at the same time, of which two are kept."""
+
+    def __init__(self) -> None:
+        self._lock, self._idle = threading.Lock(), list[VideoReader]()
+
+    @contextmanager
+    def reader(self) -> Iterator[VideoReader]:
+        """Yield a reader that no other thread uses during the block."""
+        with self._lock:
+            reader = self._idle.pop() if self._idle else VideoReader(WAIT_S)
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                is_kept = len(self._idle) < MAX_IDLE
+                if is_kept:
+                    self._idle.append(reader)
+            if not is_kept:
+                reader.close()
+
+    def close(self) -> None:
+        """End the processes; they are started again when they are needed."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+
 class UploadStore:
-    """Store of uploaded files.
+    """Store of the uploaded files of one owner.
 
     Args:
         folder: Folder of the files; created with the first upload.
+        readers: Processes that probe videos.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, readers: ReaderPool | None = None) -> None:
+        self.folder, self._readers = folder, readers or ReaderPool()
 
-    @cached_property
-    def _decoder(self) -> VideoReader:
-        return VideoReader(WAIT_S)
-
-    def store(self, content: bytes) -> UploadedFile:
+    def store(self, content: bytes | IO[bytes]) -> UploadedFile:
         """Check a file and store it; identical files are stored once.
+
+        Args:
+            content: The content, or an open file, which is read in pieces from its beginning.
 
         Raises:
             DataError: Not a supported image or video, damaged, or over a limit.
             OutputError, OutOfResources: It cannot be stored.
         """
-        container = container_of(content[:HEAD])
-        digest = hashlib.sha256(content).hexdigest()[:32]
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        file.seek(0)
+        container = container_of(file.read(HEAD))
+        digest = _digest(file)
         if container is None:
-            image = read_header(open_image(io.BytesIO(content), MAX_PIXELS))
+            file.seek(0)
+            image = read_header(open_image(file, MAX_PIXELS))
             if image.frames > 1:
                 raise DataError(f"a {image.format} of {image.frames} frames; send videos as MP4, WebM or GIF")
             upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "image", image.width, image.height, 1)
-            return self._write(upload, content)
+            return self._write(upload, file)
         name = f"{digest}.{container.lower()}"
         if (self.folder / f"{name}{INFO_SUFFIX}").is_file():
-            return self._write(self.info(name), content)
+            return self._write(self.info(name), file)
         try:
-            with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
-                file.write(content)
-                file.flush()
-                video = self._decoder.probe(Path(file.name), VIDEO_LIMITS)
+            with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as copy:
+                _copy(file, copy)
+                copy.flush()
+                with self._readers.reader() as reader:
+                    video = reader.probe(Path(copy.name), VIDEO_LIMITS)
         except OSError as problem:
             if isinstance(problem, Error):
                 raise
             raise explained(Path(tempfile.gettempdir()), problem) from problem
-        return self._write(UploadedFile(name, "video", *video.upright, video.frames), content)
+        return self._write(UploadedFile(name, "video", *video.upright, video.frames), file)
+
+    def adopt(self, name: str, other: UploadStore) -> None:
+        """Take over a file of another store, which keeps it until it is swept there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in (name, f"{name}{INFO_SUFFIX}"):
+            source, target = other.folder / part, self.folder / part
+            if source.is_file() and not target.exists():
+                try:
+                    os.link(source, target)
+                except OSError:  # a file system without hard links
+                    write_atomically(target, source.read_bytes())
 
     def path(self, name: str) -> Path:
         """Return the path of an upload.
@@ -254,7 +293,8 @@ class UploadStore:
         path = self.path(name)
         if self.info(name).kind != "video":
             raise DataError(f"{name}: is not a video")
-        return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, VIDEO_LIMITS).pixels[:, 0])))
+        with self._readers.reader() as reader:
+            return Image.open(io.BytesIO(png(sample_frames(path, reader, 1, VIDEO_LIMITS).pixels[:, 0])))
 
     def sweep(self, used: Collection[str], older: float = RETENTION_S) -> int:
         """Delete unused files older than this many seconds; return their number."""
@@ -266,18 +306,35 @@ class UploadStore:
         return gone
 
     def close(self) -> None:
-        """End the child process that probes videos."""
-        if "_decoder" in self.__dict__:  # a video was uploaded
-            self._decoder.close()
+        """End the processes that probe videos."""
+        self._readers.close()
 
-    def _write(self, upload: UploadedFile, content: bytes) -> UploadedFile:
+    def _write(self, upload: UploadedFile, file: IO[bytes]) -> UploadedFile:
         path, info = self.folder / upload.name, self.folder / f"{upload.name}{INFO_SUFFIX}"
         if path.is_file():
             path.touch()  # used again
         else:
-            write_atomically(path, content)
+            with staged(path) as part, part.open("xb") as copy:
+                _copy(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
         write_atomically(info, json.dumps(upload._asdict()))  # last: if it exists, so does the file
         return upload
+
+
+def _digest(file: IO[bytes]) -> str:
+    """Return the first 128 bits of the SHA-256 of a file, in hexadecimal."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()[:32]
+
+
+def _copy(file: IO[bytes], target: IO[bytes]) -> None:
+    """Copy a file from its beginning, block by block."""
+    file.seek(0)
+    shutil.copyfileobj(file, target, _BLOCK)
 
 
 def names_in(request: object) -> set[str]:

@@ -161,8 +161,32 @@ class Queue:
         return self._end(id, worker, "failed", error=error, source=source)
 
     def mark_cancelled(self, id: str, worker: str) -> bool:
-        """Mark a running job as cancelled; return False if the worker no longer owns it."""
+        """Mark a running job as cancelled, or failed if it took too long; return False if the worker lost it."""
+        job = self.get(id)
+        if job is not None and job.error is not None:
+            return self._end(id, worker, "failed", error=job.error, source=job.error_source)
         return self._end(id, worker, "cancelled")
+
+    def stop_overdue(self, grace: float) -> list[str]:
+        """Stop the jobs that run longer than they may; return the workers that do not stop theirs.
+
+        Args:
+            grace: Seconds for a worker to stop a job, such as to save a checkpoint.
+        """
+        limit, now = self.limits.seconds, time.time()
+        overdue = [job for job in self.jobs("running") if limit and now - (job.started or now) > limit]
+        if new := [job for job in overdue if job.error is None and not job.cancelling]:
+            message = (
+                f"took longer than the maximum of {limit / 60:g} minutes; request less, or raise --max-job-minutes"
+            )
+            with self._change() as table:
+                for job in new:
+                    table.execute(
+                        "UPDATE jobs SET cancelling = 1, error = ?, error_source = 'request'"
+                        " WHERE id = ? AND state = 'running' AND cancelling = 0",
+                        (message, job.id),
+                    )
+        return [job.worker for job in overdue if job.worker and now - (job.started or now) > limit + grace]
 
     def cancel(self, id: str) -> Job | None:
         """Cancel a job: a queued one at once, a running one with its next heartbeat.
@@ -366,15 +390,16 @@ class Queue:
     def _back(self, table: sqlite3.Connection, job: Job, attempts: int, why: str) -> Job:
         """Requeue, fail or cancel a job whose worker is gone."""
         again = not job.cancelling and attempts < self.limits.attempts
-        state: State = "queued" if again else "cancelled" if job.cancelling else "failed"
+        late = job.cancelling and job.error is not None  # it took too long
+        state: State = "queued" if again else "cancelled" if job.cancelling and not late else "failed"
         table.execute(
             "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, error_source = ?, ended = ?,"
             " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
             (
                 state,
                 attempts,
-                f"{why}; tried {attempts} times" if state == "failed" else None,
-                "server" if state == "failed" else None,
+                job.error if late else f"{why}; tried {attempts} times" if state == "failed" else None,
+                job.error_source if late else "server" if state == "failed" else None,
                 None if again else time.time(),
                 again,
                 job.id,

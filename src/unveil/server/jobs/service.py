@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from unveil.errors import OutOfResources, OutputError
-from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.folder_lock import folder_lock
-from unveil.server.jobs.job_table import Job, QueueLimits
-from unveil.server.jobs.outputs import FOLDER, LOG, JobOutputs, UploadStore, names_in
+from unveil.io import staging
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.folder_lock import folder_lock, private_files
+from unveil.server.jobs.job_table import ENDED, Job, QueueLimits
+from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.outputs import LOG, RETENTION_S, JobOutputs, UploadedFile, UploadStore
+from unveil.server.jobs.owners import DiskUsage, OwnerData, Quota
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import LOGS, PREVIEWS, WorkerPool, log_path
 from unveil.server.jobs.worker_main import MADE
@@ -39,17 +42,81 @@ class Service:
         queue: Queue of all jobs.
         results: Output folders.
         workers: Worker processes.
-        catalog: Names that requests may use.
-        inputs: Uploaded files.
+        owners: Uploads and runs of each owner.
         messages: Warnings from the start, such as a corrupt database.
+        admins: Owners that may change models, which all owners share; None: all owners.
+        retention: Seconds after which a job that has ended is deleted with its outputs; None: never.
     """
 
     queue: Queue
     results: JobOutputs
     workers: WorkerPool
-    catalog: Catalog
-    inputs: UploadStore
+    owners: OwnerData
     messages: tuple[str, ...] = ()
+    admins: frozenset[str] | None = None
+    retention: float | None = None
+
+    def catalog(self, owner: str | None = "") -> Catalog:
+        """Return the names that requests of an owner may use; None: those that all owners may use."""
+        return self.owners.catalog(owner)
+
+    def uploads(self, owner: str = "") -> UploadStore:
+        """Return the uploaded files of an owner."""
+        return self.owners.uploads(owner)
+
+    def is_admin(self, owner: str) -> bool:
+        """Return True if an owner may change models."""
+        return self.admins is None or owner in self.admins
+
+    def store_upload(self, content: bytes | IO[bytes], owner: str = "") -> UploadedFile:
+        """Check a file and store it for an owner.
+
+        Args:
+            content: The content, or an open file.
+            owner: The owner.
+
+        Raises:
+            DataError: Not a supported image or video, damaged, or over a limit.
+            QueueFull: Too many uploads of this owner are being read, or the owner has too many files.
+            OutOfResources: The owner's quota is used up, or the disk is full.
+            OutputError: It cannot be stored.
+        """
+        size = len(content) if isinstance(content, bytes) else content.seek(0, os.SEEK_END)
+        self.check_quota(owner, size)
+        with self.owners.turns.turn(owner):
+            upload = self.uploads(owner).store(content)
+        self.owners.name_folder(owner)
+        self.owners.count_file(owner, size)
+        return upload
+
+    def cost(self, kind: str, request: Mapping[str, Any], owner: str = "", budget: float | None = None) -> float:
+        """Check that an owner may submit a request, and return its cost in network evaluations of a megapixel.
+
+        Raises:
+            RecipeError, WeightsError, DataError: The request is not possible.
+            AdminRequired: The request would change a model, and the owner may not.
+            JobTooLarge: The cost exceeds the budget.
+            QueueFull, OutOfResources: The owner's quota is used up.
+        """
+        cost = job_cost(kind, request, self.catalog(owner), self.uploads(owner), budget, is_admin=self.is_admin(owner))
+        self.check_quota(owner)
+        return cost
+
+    def usage(self, owner: str) -> DiskUsage:
+        """Measure the disk space of an owner: uploads, runs and outputs; the result is at most ten seconds old."""
+        return self.owners.usage(
+            owner, lambda: [self.results.folder_of(job.id) for job in self.queue.jobs(owner=owner)]
+        )
+
+    def check_quota(self, owner: str, coming: int = 0) -> None:
+        """Check that an owner may store a file of `coming` bytes; a server without keys has no limit.
+
+        Raises:
+            QueueFull: The owner has too many files.
+            OutOfResources: The owner's bytes are used up.
+        """
+        if owner:
+            self.owners.check_quota(owner, self.usage(owner), coming)
 
     def submit(self, kind: str, request: Mapping[str, Any], owner: str = "", cost: float = 1.0) -> Job:
         """Append a job to the queue.
@@ -93,26 +160,30 @@ class Service:
             DataError: Not a valid job id.
         """
         self.results.folder_of(id)
-        if not self.queue.forget(id):
+        job = self.queue.get(id)
+        if job is None or not self.queue.forget(id):
             return False
         self.results.remove(id)
+        self.owners.forget_usage(job.owner)
         log_path(self.queue.folder, id).unlink(missing_ok=True)
         return True
 
     def sweep(self) -> None:
         """Delete unused files while the server runs.
 
-        These are uploads that are old and that no job refers to, temporary folders of dead workers, and logs of
-        deleted jobs.
+        These are jobs that ended longer ago than the retention period, uploads that are old and that no job refers to,
+        temporary folders of dead workers, and logs of deleted jobs. Runs are never deleted.
         """
+        if self.retention is not None:
+            limit = time.time() - self.retention
+            for job in self.queue.jobs():
+                if job.state in ENDED and job.ended is not None and job.ended < limit:
+                    self.delete(job.id)
         # listed before the jobs: each belongs to a job that was started by then
-        logs, parts = list((self.queue.folder / LOGS).glob("*.txt")), self.results.parts()
+        logs = list((self.queue.folder / LOGS).glob("*.txt"))
         jobs = self.queue.jobs()
-        running = {job.id for job in jobs if job.state == "running"}
-        for part in parts:
-            if part.name.split(".")[1] not in running:
-                shutil.rmtree(part, ignore_errors=True)
-        self.inputs.sweep(set().union(*(names_in(job.request) for job in jobs)))
+        staging.sweep(self.results.folder)
+        self.owners.sweep(jobs, RETENTION_S)
         ids = {job.id for job in jobs}
         for path in logs:
             if path.stem not in ids:
@@ -121,24 +192,34 @@ class Service:
 
 @contextmanager
 def serving(
-    folder: Path, address: str, devices: Sequence[str] = ("auto",), limits: QueueLimits | None = None
+    folder: Path,
+    address: str,
+    devices: Sequence[str] = ("auto",),
+    limits: QueueLimits | None = None,
+    *,
+    quota: Quota | None = None,
+    admins: frozenset[str] | None = None,
+    retention: float | None = None,
 ) -> Iterator[Service]:
-    """Run the service of a state folder for the duration of the block.
+    """Run the service of a state folder for the duration of the block; its files are private to this user.
 
     Args:
         folder: State folder; created if missing.
         address: Address of the server, for its clients.
         devices: Devices, with one worker each.
         limits: Limits of the queue.
+        quota: Limits of each owner of a server with keys.
+        admins: Owners that may change models; None: all.
+        retention: Seconds after which a job that has ended is deleted; None: never.
 
     Raises:
         OutputError: Another server uses the folder, or it cannot be written.
         RecipeError: A later version wrote the database.
     """
-    with folder_lock(folder, address):
+    with folder_lock(folder, address), private_files(folder):
         queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
         results.sweep()
-        inputs = UploadStore(folder / FOLDER)
+        owners = OwnerData(folder, quota)
         for preview in (folder / PREVIEWS).glob("*.png"):
             preview.unlink(missing_ok=True)
         messages = _restore_jobs(queue, results)
@@ -146,8 +227,9 @@ def serving(
             log.info("job %s was running when the server ended; it is %s", job.id, job.state)
         with suppress(OutOfResources):  # the disk is already full
             queue.reserve_disk()
+        owners.adopt(queue.jobs())
         workers = WorkerPool(queue, devices)
-        service = Service(queue, results, workers, Catalog(folder / RUNS), inputs, messages)
+        service = Service(queue, results, workers, owners, messages, admins, retention)
         service.sweep()
         over = threading.Event()
         sweeper = threading.Thread(target=_sweep_again, args=(service, over), name="sweeper", daemon=True)
@@ -159,7 +241,7 @@ def serving(
             over.set()
             workers.stop()
             sweeper.join()
-            inputs.close()
+            owners.close()
             queue.close()
 
 

@@ -22,7 +22,7 @@ from unveil.generation.generate import ModelSource
 from unveil.generation.model_loading import ModelOptions, open_for_generation
 from unveil.io.console import Console
 from unveil.model import Model
-from unveil.model.config import SampleConfig, recipe_names
+from unveil.model.config import SampleConfig, load_recipe, recipe_names
 from unveil.server.jobs.catalog import Catalog, ModelInfo
 from unveil.server.jobs.outputs import LOG, UploadStore, white_mask, write_result, write_video_previews
 from unveil.server.jobs.worker import JobProgress, job_console
@@ -280,6 +280,25 @@ def check_recipe_name(name: str) -> None:
     """
     if name not in recipe_names():
         raise RecipeError(f"request: recipe {name[:100]!r}: not a bundled recipe{did_you_mean(name, recipe_names())}")
+
+
+def check_recipe(task: Task) -> None:
+    """Check the changes of a bundled recipe, as the task will do when it runs.
+
+    Raises:
+        RecipeError: A key or a value that the schema of the recipe refuses.
+    """
+    changes = dict[str, Any]()
+    for name, field in type(task).model_fields.items():
+        if find_mark(field, RecipeKeys) is not None:
+            changes |= getattr(task, name) or {}
+    # without a recipe, that of the model's name is changed
+    recipe = next(
+        (name for name in (getattr(task, place, None) for place in ("recipe", "source", "model")) if name), ""
+    )
+    if changes and recipe in recipe_names():
+        data = {} if (folder := getattr(task, "folder", None)) is None else {"data.path": folder}
+        load_recipe(recipe, {**data, **changes}, small=bool(getattr(task, "quick", False)))
 
 
 def _check_changes(name: str, changes: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, PromptTruncated, out_of_memory
+from unveil.io import sandbox
 from unveil.io.console import Console, Progress
 from unveil.io.files import write_atomically
 from unveil.server.jobs.child_process import CHILDREN, SAVING_S, has_running_child
@@ -97,6 +98,11 @@ class JobProgress:
         """Add a message for the user; duplicates are ignored."""
         if text not in self.messages and len(self.messages) < MAX_MESSAGES:
             self.messages.append(text)
+
+    @property
+    def owner(self) -> str:
+        """Owner of the job."""
+        return self._job.owner
 
     @property
     def preview_file(self) -> Path:
@@ -300,6 +306,8 @@ def job_console(job: JobProgress) -> Iterator[JobConsole]:
         yield JobConsole(job=job)
 
 
+LOOK_S = 1.0  # interval at which the durations of jobs are checked
+STOP_S = 30.0  # time for a worker to stop a job, in addition to that for saving
 STABLE_S = 10.0  # a worker that lived this long is restarted without delay
 MAX_RESTART_S = 30.0  # maximum delay before restarting a worker that dies at once
 LOG_TAIL, LOG_LINES = 2_000, 10  # bytes and lines of a worker's log that are quoted when it dies
@@ -341,6 +349,7 @@ class WorkerPool:
         self._due = dict.fromkeys(self.devices, 0.0)
         self._over = threading.Event()
         self._full = False  # the disk is full
+        self._looked = float("-inf")  # when overdue jobs were looked for
         self.damaged = False
         self._thread: threading.Thread | None = None
 
@@ -389,9 +398,10 @@ class WorkerPool:
             self._bury(place)
         for place in self._places:
             _shorten(self._log_of(place.device))
-        silent = self._silent()
-        for place in [place for place in self._places if place.name in silent]:
-            log.warning("worker %s sent no heartbeat and is killed", place.name)
+        silent, late = self._silent(), self._late()
+        for place in [place for place in self._places if place.name in silent or place.name in late]:
+            reason = "sent no heartbeat" if place.name in silent else "did not stop a job that took too long"
+            log.warning("worker %s %s and is killed", place.name, reason)
             place.process.kill()
         now = time.monotonic()
         for device in self.devices:
@@ -408,6 +418,16 @@ class WorkerPool:
         except OutOfResources:
             self._full = True
             return set()
+
+    def _late(self) -> list[str]:
+        """Stop jobs that take too long; return the workers that do not do so."""
+        now = time.monotonic()
+        if not self.queue.limits.seconds or self._full or now < self._looked + LOOK_S:
+            return []
+        self._looked = now
+        with suppress(OutOfResources):
+            return self.queue.stop_overdue(SAVING_S + STOP_S)
+        return []
 
     def _watch(self) -> None:
         while not self._over.wait(0.2):
@@ -428,7 +448,11 @@ class WorkerPool:
             out.write(_head(name))
             out.flush()
             process = subprocess.Popen(
-                self._command(self.queue.folder, name, device), stdin=subprocess.PIPE, stdout=out, stderr=out
+                self._command(self.queue.folder, name, device),
+                env=sandbox.compute_environment(),  # not the server's keys, nor other secrets of its environment
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
             )
         return _Slot(device, name, process, time.monotonic())
 

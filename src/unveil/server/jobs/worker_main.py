@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from unveil.io.console import log_to_stderr, printable
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue, QueueCorrupted
 from unveil.server.jobs.worker import Worker
@@ -24,7 +25,7 @@ def main(folder: Path, name: str, device: str) -> None:
 
     If the job database is corrupt, print an error and exit with a special code.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s", logging.INFO)
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: over.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes; the parent decides
@@ -39,7 +40,7 @@ def main(folder: Path, name: str, device: str) -> None:
 
 
 def _report(problem: QueueCorrupted) -> int:
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(problem))}", file=sys.stderr, flush=True)
     return problem.exit_code
 
 

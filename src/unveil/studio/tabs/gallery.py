@@ -131,4 +131,4 @@ class GalleryTab(Tab):
         facts = read_generation_metadata(Path(path))
         names = ", ".join(controlnets_used(facts))
         without: list[str] = [self.tr("the ControlNet {name} with its control image", name=names)] if names else []
-        return request_from_metadata(facts, self.client.service.catalog), without
+        return request_from_metadata(facts, self.client.catalog), without

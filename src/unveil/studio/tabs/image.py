@@ -115,7 +115,7 @@ class ImageTab(GenerationTab):
             self.add(TextToImage, "start_index")
             self.add(TextToImage, "sampling", placeholder="interval: [0.5, 1.0]")
         with gr.Accordion(tr("LoRA and ControlNet"), open=False, elem_id="image-adapters"):
-            catalog = self.client.service.catalog
+            catalog = self.client.catalog
             self.loras: list[Any] = []
             for place in range(LORAS):
                 with gr.Row():
@@ -263,7 +263,7 @@ class ImageTab(GenerationTab):
 
     def refreshed(self) -> list[Any]:
         """Return the current lists of names for `named`."""
-        catalog = self.client.service.catalog
+        catalog = self.client.catalog
         loras = [gr.Dropdown(choices=self._names(catalog.loras())) for _ in range(LORAS)]
         return [
             gr.Dropdown(choices=self.client.models()),

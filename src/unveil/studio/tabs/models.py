@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from unveil.checkpoints import registry
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
-from unveil.io.files import read_header, staged, sync_file
+from unveil.io.files import read_header, staged
 from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
 from unveil.server.jobs.job_table import Job
@@ -63,7 +63,7 @@ class ModelsTab(Tab):
                 label=tr("Data type"),
                 elem_id="models-dtype",
             )
-            self.name = gr.Textbox(label=tr("Output name"), elem_id="models-name")
+            self.output = gr.Textbox(label=tr("Output name"), elem_id="models-name")
             self.convert = gr.Button(tr("Convert"), elem_id="models-go")
             self.watch = LogWatcher(self, "convert", tr("Choose a model, a format and a name."))
             self.watch.build()
@@ -73,7 +73,7 @@ class ModelsTab(Tab):
         self.on_button(self.table, self._heard, [], [self.detail])
         seen = [self.table, self.file, self.source, self.brought]
         self.on(self.bring.click, self._brought, [self.file, self.subfolder], seen)
-        inputs = [self.source, self.layout, self.dtype, self.name]
+        inputs = [self.source, self.layout, self.dtype, self.output]
         self.watch.begins(self.convert.click, self._converted, inputs)
 
     @property
@@ -84,7 +84,7 @@ class ModelsTab(Tab):
 
     def look(self, owner: str) -> Markup:
         """Return the table of all models."""
-        tr, catalog = self.tr, self.client.service.catalog
+        tr, catalog = self.tr, self.client.catalog
         kinds = {"checkpoints": catalog.models(), "loras": catalog.loras(), "controlnets": catalog.controlnets()}
         rows = [self._row(kind, entry) for kind, entries in kinds.items() for entry in entries]
         heads = [tr("Name"), tr("Type"), tr("Source"), tr("Output"), tr("Size"), tr("Steps"), tr("Actions")]
@@ -109,7 +109,7 @@ class ModelsTab(Tab):
         ]
 
     def _heard(self, owner: str, data: Mapping[str, str]) -> Markup:
-        catalog, kind = self.client.service.catalog, data.get("kind", "")
+        catalog, kind = self.client.catalog, data.get("kind", "")
         every = {"loras": catalog.loras, "controlnets": catalog.controlnets}.get(kind, catalog.models)
         entry = next((candidate for candidate in every() if candidate.name == data.get("name")), None)
         if entry is None:
@@ -118,7 +118,17 @@ class ModelsTab(Tab):
         template = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
         return template.format(job_html.safe_text(entry.name), job_html.safe_text(result.text))
 
+    def refreshed(self) -> list[Any]:
+        """Return the current lists of names for `named`."""
+        return [gr.Dropdown(choices=self.client.models())]
+
+    @property
+    def named(self) -> list[Any]:
+        """Components that list names."""
+        return [self.source]
+
     def _brought(self, owner: str, path: str | None, subfolder: str) -> list[Any]:
+        self.client.require_admin(owner)
         if not path:
             raise RecipeError(self.tr("Choose a file first."))
         if subfolder not in model_folder.SUBFOLDERS or not path.endswith(model_folder.WEIGHT_SUFFIXES):
@@ -130,11 +140,10 @@ class ModelsTab(Tab):
         what = self._file_type(Path(path), subfolder)
         with staged(place) as part:
             shutil.copyfile(path, part)
-            sync_file(part)
         message = Markup('<p role="status">{}</p>').format(
             job_html.safe_text(self.tr("{name} was imported: {what}.", name=place.name, what=what))
         )
-        return [self.look(owner), None, gr.Dropdown(choices=self.client.models()), message]
+        return [self.look(owner), None, *self.refreshed(), message]
 
     def _file_type(self, path: Path, subfolder: str) -> str:
         """Return the type of a weights file, as text, from its content.

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.task_job import task_kinds
-from unveil.studio.tab_base import JobWatcher, Tab, TabContext
+from unveil.studio.tab_base import JobWatcher, Tab, TabContext, owner_of
 from unveil.studio.tabs.queue import log_html
 from unveil.studio.task_form import TaskForm
 from unveil.tasks import registry
@@ -48,11 +48,12 @@ class TasksTab(Tab):
     def _choices(self) -> list[tuple[str, str]]:
         return [(f"{name}: {self.tr.optional(registry.entry_of(name).summary)}", name) for name in task_kinds()]
 
-    def _form(self, name: str) -> None:
+    def _form(self, name: str, request: gr.Request) -> None:
         """Create the form of a task each time that it is chosen."""
         kind = registry.task_class(name)
         form = TaskForm(kind, self.client, self.tr)
-        form.build()
+        with self.client.on_behalf_of(owner_of(request)):
+            form.build()
         go = gr.Button(self.tr("Run"), variant="primary", elem_id="tasks-go")
 
         def submitted(owner: str, *values: Any) -> tuple[Job, list[Any]]:

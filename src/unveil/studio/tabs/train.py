@@ -141,7 +141,7 @@ class TrainTab(Tab):
 
     def _not_twice(self, run: str, owner: str) -> None:
         """Refuse a run that is being trained, and a new run whose model would be hidden by another of its name."""
-        queue, free = self.client.service.queue, self.client.service.catalog.free_run_name(run)
+        queue, free = self.client.service.queue, self.client.catalog.free_run_name(run)
         if free != run:
             raise RecipeError(self.tr("A model named {run} already exists; {free} is free.", run=run, free=free))
         for job in (*queue.jobs("running", owner), *queue.jobs("queued", owner)):
@@ -162,7 +162,7 @@ class TrainTab(Tab):
             values = {"folder": request.get("folder"), "recipe": request["recipe"], "run": request["run_name"]}
             values |= {"small": request.get("quick", False), "changes": settings_text(request.get("settings", {}))}
         folder, recipe, *rest = self.draft.merge([values.get(name) for name in self.fields], typed)
-        folder = folder if folder in self.client.service.catalog.folders() else ""
+        folder = folder if folder in self.client.catalog.folders() else ""
         if job is None and not typed:
             return [gr.skip() for _ in (self.watch.browser_state, *self.fields)]
         lists = [gr.Dropdown(choices=self._folders(), value=folder), self._recipes(owner, folder, recipe or FIRST)]
@@ -232,7 +232,7 @@ class TrainTab(Tab):
         return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text("\n".join(lines)))
 
     def _run(self, job: Job) -> Path:
-        return self.client.service.catalog.runs / str(job.request["run_name"])
+        return self.client.catalog.runs / str(job.request["run_name"])
 
     def _curves(self, run: Path) -> Markup:
         """Return the loss, the loss by noise level, and the latest metrics as text."""
@@ -263,11 +263,11 @@ class TrainTab(Tab):
         return gr.Dropdown(choices=names, value=chosen if chosen in names else FIRST)
 
     def _folders(self) -> list[tuple[str, str]]:
-        names = self.client.service.catalog.folders()
+        names = self.client.catalog.folders()
         return [(self.tr("the recipe's own data"), ""), *((name, name) for name in names)]
 
     def _captioners(self) -> list[str]:
-        return [entry.name for entry in self.client.service.catalog.captioners()]
+        return [entry.name for entry in self.client.catalog.captioners()]
 
     def refreshed(self) -> list[Any]:
         """Return the current lists of names."""
@@ -286,7 +286,7 @@ class TrainTab(Tab):
         """
         job = self.client.job((state or {}).get("job"), owner)
         run = str(job.request["run_name"]) if job is not None else ""
-        model = next((entry for entry in self.client.service.catalog.models() if entry.name == run), None)
+        model = next((entry for entry in self.client.catalog.models() if entry.name == run), None)
         if model is None:
             raise RecipeError(self.tr("No model exists yet: start a run and wait for its first checkpoint."))
         if model.origin != "runs":

@@ -206,7 +206,7 @@ class VideoTab(GenerationTab):
             return Markup("")
 
     def _spans(self, form: Mapping[str, Any]) -> list[FrameSpan]:
-        model = next((entry for entry in self.client.service.catalog.models() if entry.name == form["model"]), None)
+        model = next((entry for entry in self.client.catalog.models() if entry.name == form["model"]), None)
         shape = None if model is None else model_info(model).shape
         default = shape[1] if shape is not None and len(shape) == 4 else 16
         lengths = [
@@ -291,6 +291,15 @@ class VideoTab(GenerationTab):
         lines = [f"{scene['first']}-{scene['last']} {scene['prompt']}" for scene in request.get("scenes", ())]
         values["scenes"] = "\n".join(lines)
         return [values.get(name, gr.skip()) for name in self.fields]
+
+    def refreshed(self) -> list[Any]:
+        """Return the current lists of names for `named`."""
+        return [gr.Dropdown(choices=self.client.models(None, "videos"))]
+
+    @property
+    def named(self) -> list[Any]:
+        """Components that list names."""
+        return [self.model]
 
     def left_out(self, task: str, request: Mapping[str, Any]) -> list[str]:
         """Return the settings of a request that have no component, as text."""

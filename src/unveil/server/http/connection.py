@@ -1,0 +1,279 @@
+"""HTTP connections: bounded heads, a time limit for each head, and bodies that are parsed in small parts.
+
+The heads are checked before they are parsed, since a request has no key until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
+
+from unveil.errors import RecipeError
+from unveil.server.http.errors import HttpProblem
+
+PATIENCE_S = 30.0  # time until the head of a request must be complete
+MAX_HEAD = 16 << 10  # bytes of the request line and the headers
+MAX_HEADERS = 100
+MAX_EVENTS = 64  # parts of a body that are parsed before other connections have their turn
+_HEAD_END = re.compile(rb"\n\r?\n")
+
+
+def check_head(headers: Iterable[tuple[bytes, bytes]], target: bytes = b"") -> None:
+    """Check the size of a parsed head.
+
+    Raises:
+        HttpProblem: 431, it is larger than MAX_HEAD bytes, or has more than MAX_HEADERS headers.
+    """
+    sizes = [len(name) + len(value) for name, value in headers]
+    if len(sizes) > MAX_HEADERS or sum(sizes) + len(target) > MAX_HEAD:
+        raise _too_large()
+
+
+def _too_large() -> HttpProblem:
+    """Build the error of a head that is too large."""
+    message = f"the head of the request is larger than {MAX_HEAD} bytes, or has more than {MAX_HEADERS} headers"
+    return HttpProblem(431, message, "head_too_large")
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of open connections.
+
+    Attributes:
+        total: Maximum number of connections.
+        each: Maximum number of connections of one address; of IPv6, an address is a network of 64 bits.
+        proxies: Addresses or networks of proxies on other machines, whose connections are those of many clients.
+    """
+
+    total: int = 512
+    each: int = 64
+    proxies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for an impossible limit or address."""
+        if min(self.total, self.each) < 1:
+            raise RecipeError(f"connections: at most {self.total}, {self.each} of one address; must be at least 1")
+        for proxy in self.proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise RecipeError(
+                    f"--trusted-proxy {proxy}: must be an address or a network, such as 10.0.0.0/8"
+                ) from None
+
+    def is_proxy(self, address: str) -> bool:
+        """Return True for an address of this machine or of a trusted proxy."""
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return parsed.is_loopback or any(parsed in ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies)
+
+
+class ConnectionPool:
+    """The open connections of a server.
+
+    A connection waits until a request of it is admitted, with a key or, where none is needed, without. A connection
+    beyond a limit replaces the one that has waited longest. Without one that waits, it is closed. So neither requests
+    that are never completed nor connections without a request keep others out.
+
+    Args:
+        limits: Limits of the connections.
+    """
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.limits = limits or ConnectionLimits()
+        self._open: dict[IdleTimeoutProtocol, str] = {}  # with their addresses, oldest first
+
+    def __len__(self) -> int:
+        """Number of open connections."""
+        return len(self._open)
+
+    def add(self, connection: IdleTimeoutProtocol, host: str) -> bool:
+        """Add a connection from an address; return False if it exceeds a limit, and must be closed."""
+        address = self._address(host)
+        if address and self._count(address) >= self.limits.each:
+            if not self._close_oldest(address):
+                return False
+        elif len(self._open) >= self.limits.total and not self._close_oldest(self._most_waiting()):
+            return False
+        self._open[connection] = address
+        return True
+
+    def remove(self, connection: IdleTimeoutProtocol) -> None:
+        """Remove a connection that is closed."""
+        self._open.pop(connection, None)
+
+    def _address(self, host: str) -> str:
+        """Return the address that is counted; empty for a proxy, whose connections are not."""
+        try:
+            parsed = ipaddress.ip_address(host)
+        except ValueError:
+            return host
+        if self.limits.is_proxy(host):
+            return ""
+        return host if parsed.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+
+    def _count(self, address: str) -> int:
+        return sum(other == address for other in self._open.values())
+
+    def _most_waiting(self) -> str:
+        """Return the address with the most connections that wait."""
+        counts = Counter(address for connection, address in self._open.items() if connection.is_waiting)
+        return counts.most_common(1)[0][0] if counts else ""
+
+    def _close_oldest(self, address: str) -> bool:
+        """Close the connection of an address that has waited longest; return False if none waits."""
+        waiting = [connection for connection, other in self._open.items() if other == address and connection.is_waiting]
+        for connection in waiting[:1]:
+            self.remove(connection)
+            connection.transport.abort()
+        return bool(waiting)
+
+
+class BoundedConnection(h11.Connection):
+    """Parser that refuses large heads before it parses them, and pauses before a body and within one of many parts.
+
+    Attributes:
+        refusal: Why a head was refused; None: it was not.
+        events_left: Number of parts of a body until it pauses.
+    """
+
+    refusal: HttpProblem | None = None
+    events_left = MAX_EVENTS
+
+    def next_event(self) -> Any:
+        """Return the next event; NEED_DATA also once no events are left.
+
+        Raises:
+            h11.RemoteProtocolError: The head is too large, or the request is malformed.
+        """
+        if self.their_state is h11.IDLE and _is_large(self.trailing_data[0]):
+            self.refusal = _too_large()
+            raise h11.RemoteProtocolError(str(self.refusal), error_status_hint=self.refusal.status)
+        if self.events_left <= 0:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self.events_left -= 1
+        elif isinstance(event, h11.Request) and self.trailing_data[0]:
+            self.events_left = 0  # the application sees the head first, and may refuse the request
+        return event
+
+
+def _is_large(received: bytes) -> bool:
+    """Return True if a head, complete or not, is larger than allowed."""
+    end = _HEAD_END.search(received, 0, MAX_HEAD)
+    if end is None:
+        return len(received) >= MAX_HEAD or received.count(b"\n") > MAX_HEADERS + 1
+    return received.count(b"\n", 0, end.end()) > MAX_HEADERS + 2  # with the request line and the empty line
+
+
+class IdleTimeoutProtocol(H11Protocol):
+    """HTTP protocol with bounded heads, which closes connections on which no complete head arrives in time.
+
+    Args:
+        args: As of H11Protocol.
+        pool: The open connections of the server; None: no other is counted.
+        kwargs: As of H11Protocol.
+    """
+
+    conn: BoundedConnection
+    _patience: asyncio.TimerHandle | None = None
+    _paused = False  # parts of a body are left to parse
+
+    def __init__(self, *args: Any, pool: ConnectionPool | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pool = ConnectionPool() if pool is None else pool
+        self.conn = BoundedConnection(h11.SERVER, MAX_HEAD)
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the timeout."""
+        super().connection_made(transport)
+        if not self._pool.add(self, self.client[0] if self.client else ""):
+            transport.abort()
+            return
+        self._wait()
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until a request was admitted, and again after it was answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete or not cycle.scope.get("state", {}).get("admitted")
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the timeout once a request head is complete."""
+        super().data_received(data)
+        if self._paused:  # the application, which has read a part of the body, has resumed reading
+            self.transport.pause_reading()
+        self._wait()
+
+    def handle_events(self) -> None:
+        """Handle what has arrived, up to MAX_EVENTS parts of a body; the rest follows after other connections."""
+        self.conn.events_left = MAX_EVENTS
+        super().handle_events()
+        if self.conn.events_left <= 0 and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        if not self.transport.is_closing():
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+            self.handle_events()
+            self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a malformed request and close the connection; after the start of a response, only close it."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        problem = self.conn.refusal or HttpProblem(400, msg, "bad_request")
+        body = json.dumps(problem.as_json()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        phrase = STATUS_PHRASES[problem.status]
+        start = h11.Response(status_code=problem.status, headers=headers, reason=phrase)
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:  # its response would be a second one
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """Restart the timeout, for the next head or for the rest of an unread body."""
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timeout."""
+        self._wait_no_longer()
+        self._pool.remove(self)
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle  # the last request
+        if cycle is not None and not cycle.response_complete:
+            self._wait_no_longer()
+        elif self._patience is None:  # it covers the whole head, however slowly its bytes arrive
+            self._patience = self.loop.call_later(PATIENCE_S, self._late)
+
+    def _wait_no_longer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _late(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
