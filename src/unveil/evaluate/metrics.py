@@ -104,8 +104,11 @@ def kid_interval(samples: Tensor, reference: Tensor, *, draws: int = 200, seed: 
     """KID with its 95 % bootstrap interval: both sets are redrawn, and no image is paired with its own copy."""
     samples, reference = _pair(samples, reference)
     random = np.random.default_rng(seed)
-    times = [random.multinomial(len(x), np.full(len(x), 1 / len(x)), draws) for x in (samples, reference)]
-    redrawn = _weighted_kid(samples, reference, *(torch.from_numpy(t).double() for t in times))
+    times_x, times_y = (
+        torch.from_numpy(random.multinomial(len(x), np.full(len(x), 1 / len(x)), draws)).double()
+        for x in (samples, reference)
+    )
+    redrawn = _weighted_kid(samples, reference, times_x, times_y)
     return _around(kid(samples, reference), redrawn.numpy())
 
 
