@@ -26,6 +26,7 @@ OWNERS = "owners"  # subfolder of the state folder
 KEY_NAME = "key-name.txt"  # file in the folder of an owner
 USAGE_S = 10.0  # time for which a measurement of the disk space is used again
 RETRY_S = 2.0  # after which a refused request may be repeated
+ALONE = 32  # of the 40 threads that handle requests
 ACTIVE = 4  # owners whose files are decoded at the same time, which bounds the processes
 
 
@@ -60,7 +61,7 @@ class Quota:
 
     bytes: int = 16 << 30
     files: int = 50_000
-    waiting: int = 4
+    waiting: int = 8
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a limit that admits nothing."""
@@ -75,7 +76,8 @@ class Turns:
     Threads of one owner wait for each other, and do not delay those of other owners.
 
     Args:
-        waiting: Maximum number of threads of one owner, the active one included.
+        waiting: Maximum number of threads of one owner of a server with keys, the active one included. A server
+            without keys has one owner, who may use most of the threads that handle requests.
     """
 
     def __init__(self, waiting: int) -> None:
@@ -94,7 +96,7 @@ class Turns:
         """
         with self._lock:
             count = self._counts.get(owner, 0)
-            if count >= self._most:
+            if count >= (self._most if owner else ALONE):
                 raise QueueFull(f"{count} of your files are being read, the maximum; send this one later", RETRY_S)
             self._counts[owner] = count + 1
             active = self._active.setdefault(owner, threading.Lock())
