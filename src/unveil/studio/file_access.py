@@ -53,7 +53,9 @@ class FileAccess:
             return
         owner = str(scope.get("state", {}).get("owner", ""))
         try:
-            if (match := _FILE_ROUTE.search(path)) is not None and not self.may_read(owner, unquote(match[1])):
+            match = _FILE_ROUTE.search(path)
+            # the path is decoded; whether it is decoded once more is up to Gradio
+            if match and not all(self.may_read(owner, name) for name in (match[1], unquote(match[1]))):
                 raise HttpProblem(404, "no such file", "not_found")
             if path.endswith(_UPLOAD_ROUTE) and scope["method"] == "POST":
                 self._service.check_quota(owner, _content_length(scope))
