@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from unveil.errors import Error
@@ -58,7 +59,7 @@ class FileAccess:
             if match and not all(self.may_read(owner, name) for name in (match[1], unquote(match[1]))):
                 raise HttpProblem(404, "no such file", "not_found")
             if path.endswith(_UPLOAD_ROUTE) and scope["method"] == "POST":
-                self._service.check_quota(owner, _content_length(scope))
+                await run_in_threadpool(self._service.check_quota, owner, _content_length(scope))
             receive = await self._checked(scope, receive, owner)
         except HttpProblem as problem:
             await JSONResponse(problem.as_json(), problem.status, headers=problem.headers)(scope, receive, send)
@@ -72,7 +73,10 @@ class FileAccess:
 
     def may_read(self, owner: str, name: str) -> bool:
         """Return True if an owner may read a file; files outside the folders of the service are left to Gradio."""
-        path = Path(os.path.realpath(name))
+        try:
+            path = Path(os.path.realpath(name))
+        except (OSError, ValueError):  # such as a null character
+            return False
         if path.is_relative_to(self._temporary):
             parts = path.relative_to(self._temporary).parts
             return len(parts) > 1 and self._service.owners.is_temporary(owner, self._temporary / parts[0])
@@ -118,10 +122,7 @@ class FileAccess:
             name = match[1].decode("utf-8", "replace")
             if not self._service.owners.is_temporary(owner, self._temporary / name):
                 return False
-        try:
-            return not os.path.isabs(text) or self.may_read(owner, text)
-        except (OSError, ValueError):
-            return True  # not a path
+        return not os.path.isabs(text) or self.may_read(owner, text)
 
     def _grant(self, owner: str) -> Any:
         def grant(name: bytes) -> None:
