@@ -146,9 +146,9 @@ class StudioClient:
         models = self.catalog.models()
         return [entry.name for entry in models if not makes or model_info(entry).makes in makes]
 
-    def job(self, id: str | None, owner: Owner) -> Job | None:
-        """Return a job of an owner; None if it does not exist."""
-        job = self.service.queue.get(id) if id else None
+    def job(self, id: Any, owner: Owner) -> Job | None:
+        """Return a job of an owner; None if it does not exist, or if the id, which a browser sent, is not a text."""
+        job = self.service.queue.get(id) if id and isinstance(id, str) else None
         return None if job is None or job.owner != owner else job
 
     def queue_position(self, job: Job | None) -> QueuePosition | None:

@@ -104,8 +104,8 @@ class FileAccess:
             content = json.loads(message.get("body", b""))
         except (ValueError, RecursionError):
             content = None  # Gradio refuses it
-        for text in _texts(content):
-            if not self._may_name(owner, text):
+        for text in nested(content):
+            if isinstance(text, str) and not self._may_name(owner, text):
                 raise HttpProblem(404, "no such file", "not_found")
         left = [message]
 
@@ -146,14 +146,13 @@ class _Noted:
         await self._send(message)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text of parsed JSON, keys included."""
+def nested(value: Any) -> Iterator[Any]:
+    """Yield parsed JSON and every value in it, keys included."""
     pending = [value]
     while pending:
         item = pending.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
+        yield item
+        if isinstance(item, dict):
             pending.extend(item)
             pending.extend(item.values())
         elif isinstance(item, list):

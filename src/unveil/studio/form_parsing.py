@@ -53,13 +53,13 @@ class FormParser:
             raise RecipeError(self.tr("{what} = {value}: must be a whole number", what=what, value=f"{number:g}"))
         return None if number is None else int(number)
 
-    def numbers(self, text: str, what: str) -> list[float]:
-        """Parse numbers separated by spaces or commas.
+    def numbers(self, text: str | None, what: str) -> list[float]:
+        """Parse numbers separated by spaces or commas; none of an empty field.
 
         Raises:
             RecipeError: Not a number.
         """
-        words = text.replace(",", " ").split()
+        words = (text or "").replace(",", " ").split()
         return [number for word in words if (number := self.number(word, what)) is not None]
 
     def settings(self, text: str, what: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: disables 
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from gradio.themes import Default
 
 from unveil.server.jobs.catalog import model_info
@@ -21,6 +21,7 @@ from unveil.server.jobs.outputs import FOLDER
 from unveil.server.jobs.owners import OWNERS
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
+from unveil.studio.event_check import CheckedBlocks, check_event
 from unveil.studio.i18n import LANGUAGES, Language, Translator
 from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext
 from unveil.studio.tabs.evaluate import EvaluateTab
@@ -70,7 +71,8 @@ class Page:
     def blocks(self) -> gr.Blocks:
         """Build the Gradio page."""
         other, name = OTHER[self.language]
-        with gr.Blocks(title="unveil", analytics_enabled=False, fill_width=True, delete_cache=(3600, DAY_S)) as blocks:
+        shown: dict[str, Any] = {"title": "unveil", "analytics_enabled": False, "fill_width": True}
+        with CheckedBlocks(self.tr, delete_cache=(3600, DAY_S), **shown) as blocks:
             gr.HTML(TOP.format(other=other, name=name))
             tabs: dict[str, Any] = {}
             with gr.Tabs(elem_id="tabs") as self.tabs:
@@ -220,5 +222,6 @@ def mount_pages(app: FastAPI, client: StudioClient, temporary: Path) -> FastAPI:
             pwa=False,
             mcp_server=False,
             run_history=False,
+            app_kwargs={"dependencies": [Depends(check_event)]},
         )
     return app

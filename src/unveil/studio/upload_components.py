@@ -70,12 +70,15 @@ class MaskEditor(gr.ImageEditor, metaclass=_Plain):
         """Receive painted layers, up to the maximum numbers of layers and paintings.
 
         Raises:
-            RecipeError: Too many layers.
+            RecipeError: Too many layers, or not the form of a painted layer.
         """
-        index = data.data["index"]  # a string, since it comes from a form
-        if index and index != "null" and int(index) not in range(LAYERS):
-            raise RecipeError(f"layer {index}: at most {LAYERS} layers are supported")
-        while len(self.blob_storage) >= PAINTED and data.data["id"] not in self.blob_storage:
+        fields, files = getattr(data, "data", None), getattr(data, "files", None)
+        if not isinstance(fields, dict) or not {"type", "index", "id"} <= fields.keys() or not files:
+            raise RecipeError("the painting must have the fields type, index and id, and a file")
+        index = str(fields["index"])  # from a form
+        if index not in ("", "null", *map(str, range(LAYERS))):
+            raise RecipeError(f"layer {index[:40]}: at most {LAYERS} layers are supported")
+        while len(self.blob_storage) >= PAINTED and fields["id"] not in self.blob_storage:
             self.blob_storage.pop(next(iter(self.blob_storage)), None)
         return super().accept_blobs(data)
 

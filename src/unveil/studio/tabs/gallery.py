@@ -21,6 +21,7 @@ from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs import image, video
 
 PAGE = 24  # cards per page
+LAST_PAGE = 10**9  # more than there are; the database counts cards in 64 bits
 RESTORED = {**image.TASKS, **video.TASKS}  # tasks whose settings a tab has components for
 
 
@@ -58,7 +59,7 @@ class GalleryTab(Tab):
             confirming: Job whose deletion has to be confirmed.
         """
         tr = self.tr
-        place = max(self.typed.integer(page, tr("Page")) or 1, 1)
+        place = min(max(self.typed.integer(page, tr("Page")) or 1, 1), LAST_PAGE)
         look = partial(search, self.client.service.queue, words or "", owner, limit=PAGE)
         jobs, count = look(begin=(place - 1) * PAGE)
         if not count:
@@ -109,7 +110,7 @@ class GalleryTab(Tab):
         A job is repeated from its request, since the fields do not cover all settings.
         """
         job = self.client.job(data.get("job"), owner)
-        if data["do"] == "restore" and job is not None:
+        if data["do"] == "restore" and job is not None and job.kind in RESTORED:
             return self.look(owner, words, page), job
         if data["do"] == "again" and job is not None:
             return self.look(owner, words, page), self.client.submit(job.kind, job.request, owner)

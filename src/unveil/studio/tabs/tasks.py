@@ -48,8 +48,10 @@ class TasksTab(Tab):
     def _choices(self) -> list[tuple[str, str]]:
         return [(f"{name}: {self.tr.optional(registry.entry_of(name).summary)}", name) for name in task_kinds()]
 
-    def _form(self, name: str, request: gr.Request) -> None:
+    def _form(self, name: str | None, request: gr.Request) -> None:
         """Create the form of a task each time that it is chosen."""
+        if name is None:
+            return
         kind = registry.task_class(name)
         form = TaskForm(kind, self.client, self.tr)
         with self.client.on_behalf_of(owner_of(request)):

@@ -153,8 +153,8 @@ class TrainTab(Tab):
 
         Returns the browser state and the field values, in which autosaved input takes precedence.
         """
-        job = self.client.job((state or {}).get("job"), owner)
-        if job is None or job.kind != Train.name:
+        job = self._training(owner, state)
+        if job is None:
             job = next(iter(self.client.service.queue.page(PageQuery(owner, 1, kinds=(Train.name,)))[0]), None)
         values: dict[str, Any] = {}
         if job is not None:
@@ -196,7 +196,7 @@ class TrainTab(Tab):
             at: Position of the slider.
             seen: Job seen last, and the index of its newest sample then.
         """
-        job = self.client.job((state or {}).get("job"), owner)
+        job = self._training(owner, state)
         if job is None:
             return [gr.skip() for _ in self.drawn]
         run = self._run(job)
@@ -217,7 +217,7 @@ class TrainTab(Tab):
 
         If `look` has run since the last choice, it may have moved the slider after this choice: it is moved back.
         """
-        job = self.client.job((state or {}).get("job"), owner)
+        job = self._training(owner, state)
         if job is None:
             return [gr.skip(), gr.skip(), Markup("")]
         place, seen = int(at or 0), list(seen or ())
@@ -230,6 +230,11 @@ class TrainTab(Tab):
         if not lines:
             return job_html.hint(self.tr("No output yet."))
         return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text("\n".join(lines)))
+
+    def _training(self, owner: str, state: Mapping[str, Any]) -> Job | None:
+        """Return the training job that the browser knows; None if its job does not exist or is another one."""
+        job = self.client.job((state or {}).get("job"), owner)
+        return None if job is None or job.kind != Train.name else job
 
     def _run(self, job: Job) -> Path:
         return self.client.catalog.runs / str(job.request["run_name"])
@@ -284,7 +289,7 @@ class TrainTab(Tab):
         Raises:
             RecipeError: It has no usable model.
         """
-        job = self.client.job((state or {}).get("job"), owner)
+        job = self._training(owner, state)
         run = str(job.request["run_name"]) if job is not None else ""
         model = next((entry for entry in self.client.catalog.models() if entry.name == run), None)
         if model is None:

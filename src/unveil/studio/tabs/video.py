@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -321,7 +322,7 @@ class VideoTab(GenerationTab):
         for line in _lines(form["scenes"]) if form["task"] == VideoStoryboard.name else ():
             span, _, prompt = line.strip().partition(" ")
             first, _, last = span.partition("-")
-            if not (first.isdigit() and last.isdigit()) or int(last) > MAX_FRAMES:
+            if not all(re.fullmatch("[0-9]{1,9}", word) for word in (first, last)) or int(last) > MAX_FRAMES:
                 raise RecipeError(self.tr("{line}: a scene must be FIRST-LAST prompt", line=line[:80]))
             scenes.append({"first": int(first), "last": int(last), "prompt": prompt})
         return scenes

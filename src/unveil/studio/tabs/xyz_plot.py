@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -108,13 +109,14 @@ class XyzPlot:
 
     def look(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
         """Return the plot in its current state, and whether to poll again."""
-        if not state or "jobs" not in state:
+        axes, ids = _plot_in(state)
+        if axes is None:
             return [gr.skip(), gr.skip()]
-        jobs = [self._tab.client.job(id, owner) for id in state["jobs"]]
-        return [self._drawn(Axes(*state["axes"]), jobs), gr.Timer(active=not all(map(job_html.has_ended, jobs)))]
+        jobs = [self._tab.client.job(id, owner) for id in ids]
+        return [self._drawn(axes, jobs), gr.Timer(active=not all(map(job_html.has_ended, jobs)))]
 
     def _cancel(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
-        for id in (state or {}).get("jobs", ()):
+        for id in _plot_in(state)[1]:
             self._tab.client.cancel(id, owner)
         return self.look(owner, state)
 
@@ -139,10 +141,11 @@ class XyzPlot:
 
     def _cell(self, job: Job | None) -> Markup:
         tr = self._tab.tr
-        if job is None:
+        names = image_files(job) if job is not None and job.state == "completed" else []
+        if job is None or (job.state == "completed" and not names):
             return job_html.safe_text(tr("deleted"))
-        if job.state == "completed":
-            source = job_html.file_url(job, image_files(job)[0])
+        if names:
+            source = job_html.file_url(job, names[0])
             return Markup('<img src="{}" alt="{}" data-state="completed">').format(
                 source, job_html.safe_text(job_html.job_title(job))
             )
@@ -151,3 +154,18 @@ class XyzPlot:
             if job.state == "failed"
             else job_html.safe_text(job_html.status_text(job, None, tr))
         )
+
+
+def _plot_in(state: Any) -> tuple[Axes | None, list[str]]:
+    """Return the axes and the job ids in a browser state; None and no ids unless it has the form that a plot has."""
+    axes, ids = (state.get(key) for key in ("axes", "jobs")) if isinstance(state, Mapping) else (None, None)
+    if not isinstance(axes, list) or not isinstance(ids, list) or len(axes) != 3 or not 0 < len(ids) <= MAX_CELLS:
+        return None, []
+    kinds = (str | None, int | float | None, int | float | None)
+    fit = all(
+        isinstance(values, list) and all(isinstance(value, kind) for value in values)
+        for kind, values in zip(kinds, axes, strict=True)
+    )
+    if not fit or prod(map(len, axes)) != len(ids):
+        return None, []
+    return Axes(*axes), ids
