@@ -101,7 +101,8 @@ def value_problem(part: Any, value: Any, tr: Translator) -> str:
             return tr("{what}: must be an object.", what=what)
         case _ if not all(map(_is_uploaded, nested(value))) or (is_file and not _is_upload(part, value)):
             return tr("{what}: must be a file that this page uploaded.", what=what)
-    return ""
+        case _:
+            return ""
 
 
 async def check_event(request: Request) -> AsyncIterator[None]:
