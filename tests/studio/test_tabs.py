@@ -131,7 +131,7 @@ def test_an_internal_error_is_one_line_on_the_page_and_complete_in_the_log(
         raise sqlite3.OperationalError("database is locked in /home/ann")
 
     with caplog.at_level(logging.ERROR):
-        alert, *rest = tab._tried(fault, 2)
+        alert, *rest = tab._tried("", fault, 2)
     assert alert == '<div class="alert" role="alert">The server could not do it: OperationalError</div>'
     assert rest == [gr.skip(), gr.skip()]
     assert "database is locked in /home/ann" in caplog.text
