@@ -146,7 +146,7 @@ def test_a_job_that_kills_every_worker_fails_with_its_last_output(queue):
         "work = Worker(sys.argv[2], queue, JobOutputs(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
         "work.run(lambda: False)\n"
     )
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", script, str(folder), name])
     poison, good = queue.submit("poison", {}).id, queue.submit("good", {}).id
     pool.start()
     try:

@@ -50,7 +50,7 @@ def job_response(service: Service, job: Job, places: Mapping[str, QueuePosition]
         places: Positions in the queue, if already known.
     """
     if places is None:
-        places = service.queue.positions(len(service.workers.devices)) if job.state == "queued" else {}
+        places = service.positions() if job.state == "queued" else {}
     place = places.get(job.id) if job.state == "queued" else None
     return schema.JobResponse(
         id=job.id,
@@ -441,7 +441,7 @@ async def list_jobs(
 ) -> Any:
     """List jobs, newest first by default."""
     page, more = _page(context, PageQuery(context.owner, limit, after, order == "desc", state=status))
-    positions = context.service.queue.positions(len(context.service.workers.devices))
+    positions = context.service.positions()
     return schema.JobsResponse(data=[job_response(context.service, job, positions) for job in page], has_more=more)
 
 
