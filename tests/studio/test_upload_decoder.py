@@ -17,6 +17,7 @@ from tests.data.test_bad_folders import black_png, chunk, grown_mb
 from unveil.data.image_decoding import decode_native_size, open_image, read_header
 from unveil.errors import DataError
 from unveil.server.jobs.outputs import MAX_PIXELS
+from unveil.server.jobs.owners import OwnerData
 from unveil.studio import upload_decoder
 from unveil.studio.mask import painted_mask
 
