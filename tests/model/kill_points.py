@@ -204,7 +204,7 @@ def replacements(scenario: Scenario, every: int, parent: Path) -> list[dict[str,
         end = killed_at(lambda folder=folder: scenario.write(folder), number)
         stale = leftovers(folder)
         state = scenario.state(folder)
-        assert forked(lambda folder=folder: scenario.write(folder)) == 0  # the next writer, a separate process
+        assert forked(lambda folder=folder: scenario.write(folder)) == 0  # the next writer, another process
         lives.append(
             {
                 "at": names[number] if number < len(names) else "end",

@@ -107,7 +107,7 @@ def test_killed_at_any_file_operation_the_old_or_the_new_content_is_there(memory
         assert ("exchange" in {life["at"] for life in lives}) or system == "renames"
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.release)])
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.release)])
 def test_killed_at_any_file_operation_a_training_has_its_newest_checkpoint(memory, every):
     lives = kill_points("train", "exchange", every, memory)
     assert all(life["end"] == -signal.SIGKILL for life in lives)

@@ -23,9 +23,9 @@ from tests.studio.conftest import LEFT
 from unveil.errors import Error, RecipeError
 from unveil.io.images import png
 from unveil.server.jobs import job_table
-from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.job_table import Job, QueueLimits
-from unveil.server.jobs.outputs import FOLDER, MAX_BYTES, JobOutputs, UploadStore
+from unveil.server.jobs.outputs import MAX_BYTES, JobOutputs
+from unveil.server.jobs.owners import OwnerData
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.worker import log_path
@@ -54,10 +54,9 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudioCl
         monkeypatch.setenv(variable, str(tmp_path / name))
     folder = tmp_path / "service"
     queue = Queue(folder, QueueLimits(waiting=100, each=100))
-    parts = (queue, JobOutputs(folder / MADE), FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))
-    service = Service(*parts)  # type: ignore[arg-type]
+    service = Service(queue, JobOutputs(folder / MADE), FakeWorkerPool(), OwnerData(folder))  # type: ignore[arg-type]
     yield StudioClient(service, None)
-    service.uploads().close()
+    service.owners.close()
     queue.close()
 
 
@@ -132,7 +131,7 @@ def test_an_internal_error_is_one_line_on_the_page_and_complete_in_the_log(
         raise sqlite3.OperationalError("database is locked in /home/ann")
 
     with caplog.at_level(logging.ERROR):
-        alert, *rest = tab._tried(fault, 2)
+        alert, *rest = tab._tried("", fault, 2)
     assert alert == '<div class="alert" role="alert">The server could not do it: OperationalError</div>'
     assert rest == [gr.skip(), gr.skip()]
     assert "database is locked in /home/ann" in caplog.text

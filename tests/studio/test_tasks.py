@@ -40,7 +40,7 @@ def test_a_bundled_task_with_a_form_is_translated(name: str):
 
 
 def form_of(name: str) -> TaskForm:
-    service = SimpleNamespace(catalog=Catalog(Path("runs")))
+    service = SimpleNamespace(catalog=lambda owner: Catalog(Path("runs")), admins=None)
     form = TaskForm(registry.task_class(name), StudioClient(service, None), Translator("en"))  # type: ignore[arg-type]
     with gr.Blocks():
         form.build()

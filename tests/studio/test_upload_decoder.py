@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 from tests.data.test_bad_folders import black_png, chunk, grown_mb
 from unveil.data.image_decoding import decode_native_size, open_image, read_header
 from unveil.errors import DataError
-from unveil.server.jobs.outputs import FOLDER, MAX_PIXELS, UploadStore
+from unveil.server.jobs.outputs import MAX_PIXELS
+from unveil.server.jobs.owners import OwnerData
 from unveil.studio import upload_decoder
 from unveil.studio.mask import painted_mask
 
@@ -123,8 +125,10 @@ def test_neither_image_nor_mask_is_decoded_in_the_server(what: str, tmp_path: Pa
     from unveil.studio.client import StudioClient
 
     layer = on_disk(file_of(Image.new("RGBA", (3_900, 3_900), (255, 0, 0, 200))).getvalue(), tmp_path)
-    inputs = UploadStore(tmp_path / FOLDER)
-    service: Any = type("Service", (), {"inputs": inputs})
+    owners = OwnerData(tmp_path)
+    service: Any = SimpleNamespace(
+        owners=owners, uploads=owners.uploads, store_upload=lambda file, owner: owners.uploads(owner).store(file)
+    )
     real, decoded = upload_decoder.decode_upload, list[str]()
     monkeypatch.setattr("unveil.studio.client.decode_upload", lambda *one: decoded.append("cover") or real(*one))
     monkeypatch.setattr("unveil.studio.mask.decode_upload", lambda *one: decoded.append("mask") or real(*one))

@@ -19,7 +19,7 @@ from typing import Any
 from unveil.io import sandbox
 from unveil.io.console import one_line
 
-SECONDS, BYTES_PER_SECOND = 30, 100_000_000  # CPU time: a constant, and one second for this number of bytes
+SECONDS, BYTES_PER_SECOND = 30, 100_000_000  # of CPU time, and bytes for which there is one more second
 WAIT = 20  # seconds of waiting for each second of CPU time: disks and other processes may be slow
 ROOM = 1 << 30  # bytes of address space beside four times the file
 WORKING_ROOM = 400 << 20  # at least so much of it beyond torch itself, whose builds for GPUs map gigabytes

@@ -21,7 +21,7 @@ from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoReader, given_or_new
 from unveil.model import Model
 from unveil.model.config.sampling import current_settings
-from unveil.model.migration import migrate_metadata
+from unveil.model.migration import METADATA_FORMAT, RENAMED_IN_FORMAT, migrate_metadata
 from unveil.types import format_size
 
 TRAJECTORY_FRAMES = 9  # of a strip: from the first step of the noise to the image
@@ -266,7 +266,8 @@ def read_generation_metadata(path: Path, decoder: VideoReader | None = None) -> 
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}: its metadata are damaged ({problem}); use the file as it was written") from problem
-    return migrate_metadata(facts)
+    is_current = facts.get("format") == METADATA_FORMAT and not any(key in text for key in RENAMED_IN_FORMAT)
+    return facts if is_current else migrate_metadata(facts)
 
 
 def _image_text(path: Path) -> str | None:

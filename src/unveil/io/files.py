@@ -182,15 +182,13 @@ def read_header(path: Path) -> Header:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); check the path") from problem
     try:
         raw = json.loads(text)
-        count = len(raw)
-    except (ValueError, TypeError, RecursionError) as problem:
-        raise WeightsError(_not_safetensors(path, start + text[:8], total)) from problem
-    if count > MAX_TENSORS:
-        raise WeightsError(f"{path}: {count:,} tensors: the limit is {MAX_TENSORS:,}; do not use this file")
-    try:
+        if isinstance(raw, dict) and len(raw) > MAX_TENSORS:
+            raise WeightsError(f"{path}: {len(raw):,} tensors: the limit is {MAX_TENSORS:,}; do not use this file")
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {name: _stored(entry) for name, entry in raw.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        if isinstance(problem, WeightsError):
+            raise
         raise WeightsError(_not_safetensors(path, start + text[:8], total)) from problem
     needed = 8 + length + max((t.stop for t in tensors.values()), default=0)
     if needed != total:

@@ -105,7 +105,7 @@ def discard(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder as far as possible; a missing one is not an error."""
+    """Remove a file, a link or a folder as far as possible; nothing happens if it is missing."""
     if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -162,7 +162,7 @@ def _rename_twice(temporary: Path, path: Path) -> None:
 def recover(path: Path) -> None:
     """Move the old content of `path` back if a process was killed between two renames; call it before a look-up.
 
-    If a running process is between the two renames, this waits until it is done.
+    If a running process is between the two renames, wait up to a second for it.
     """
     if os.path.lexists(path) or not path.name:
         return

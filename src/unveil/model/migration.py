@@ -457,6 +457,7 @@ def _join(path: str, key: object) -> str:
 
 
 METADATA_FORMAT = 2
+RENAMED_IN_FORMAT = ('"asked"', '"controls"')  # keys with values that had other names in metadata of this format
 VIDEO_TASKS = {"picture": "image"}  # former names of tasks in records of benchmarks of video models
 ROLES = {"picture": "image", "noise": "latents"}  # former names of the fields that hold inputs
 CONTROL_KEYS = {"picture": "image", "picture_sha256": "image_sha256"}  # former keys of a ControlNet's metadata

@@ -90,6 +90,10 @@ class Serve(Task):
         ),
     ] = ()
 
+    single_lane: Annotated[
+        bool, info("Run one job at a time on each device, so that images and videos wait for a training.")
+    ] = False
+
     def run(self, context: TaskContext) -> TaskResult:
         """Serve until interrupted.
 
@@ -111,6 +115,7 @@ class Serve(Task):
             self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
             self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
             shared_keys=self.shared_api_keys, connections=limits, job_minutes=self.max_job_minutes,
+            has_lanes=not self.single_lane,
         )  # fmt: skip
         server.serve(options, context.console)
         return TaskResult({}, "")

@@ -155,7 +155,7 @@ class StudioClient:
         """Return the position of a queued job."""
         if job is None or job.state != "queued":
             return None
-        return self.service.queue.positions(len(self.service.workers.devices)).get(job.id)
+        return self.service.positions().get(job.id)
 
     def has_preview(self, job: Job | None) -> bool:
         """Return True if a running job has a preview image."""

@@ -26,7 +26,7 @@ from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
 from unveil.server.http.middleware import App, SecurityPolicy
 from unveil.server.http.server import bind_socket
-from unveil.server.jobs.job_table import QueueLimits
+from unveil.server.jobs.job_table import ALL_JOBS, QueueLimits
 from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.owners import OwnerData, Quota
@@ -44,6 +44,7 @@ class FakeWorkerPool:
     """A fake pool of worker processes."""
 
     devices = ("cpu",)
+    lanes = (ALL_JOBS,)
     damaged = False
 
     def names(self) -> list[str]:

@@ -198,5 +198,5 @@ def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path
     print({name: f"{grown / MIB:.1f} MB" for name, grown in growths.items()})
     assert {name: grown for name, grown in growths.items() if grown > GROWTH} == {}
     kept = [path for path in (watched.folder / "inputs").iterdir() if not path.name.endswith(INFO_SUFFIX)]
-    assert len(kept) == 2 + len(TAKEN)
+    assert len(kept) == 3 + len(TAKEN)
     assert watched.upload(fair)[0] == 200

@@ -218,13 +218,13 @@ def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resu
     """A server that is stopped repeatedly does not count against the job."""
     monkeypatch.setenv("UNVEIL_TEST_SAVING", "1")
     id = queue.submit(TRAIN, ASK).id
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", WORKER, str(folder), name])
     pool.start()
     until((place / "begun").exists)
     pool.stop(seconds=0.5)
     assert (place / "saved").exists()
     assert (queue.get(id).state, queue.get(id).attempts) == ("queued", 0)
-    again = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    again = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", WORKER, str(folder), name])
     again.start()
     until(lambda: queue.get(id).state == "completed")
     again.stop()
@@ -235,7 +235,7 @@ def test_a_worker_gets_no_secret_of_the_server(queue, place, monkeypatch):
         monkeypatch.setenv(name, "a secret")
     monkeypatch.setenv("UNVEIL_MODELS", "models")
     script = f"import os; open({str(place / 'seen')!r}, 'w').write(repr(dict(os.environ)))"
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", script])
     pool.start()
     until(lambda: (place / "seen").exists() and (place / "seen").read_text().endswith("}"))
     pool.stop()
@@ -292,7 +292,7 @@ def test_a_workers_log_keeps_that_of_the_previous_worker_and_is_limited(queue, m
 
     monkeypatch.setattr(workers, "LOG_BYTES", 2000)
     script = "import sys; print('a' * 300); print('the driver'); print('is gone', flush=True); sys.exit(3)"
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", script])
     id = queue.submit("any", {}).id
     names: list[str] = []
     while queue.get(id).state != "failed":
@@ -308,7 +308,7 @@ def test_a_workers_log_keeps_that_of_the_previous_worker_and_is_limited(queue, m
     assert file.read_text().count("is gone") >= 2  # that of the first one is kept
     assert queue.get(id).error.endswith("the driver\nis gone; tried 2 times")
     file.write_text("b" * 3000 + "the end\n")
-    again = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", ""])
+    again = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", ""])
     again.check()
     again.stop(0.1)
     assert len(file.read_bytes()) < 1500
@@ -337,7 +337,7 @@ def test_a_worker_keeps_a_damaged_database_and_the_server_reports_it(tmp_path):
 
 
 def test_the_server_accepts_a_workers_report_of_a_damaged_database(queue):
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", "import sys; sys.exit(6)"])
     assert not pool.damaged
     until(lambda: pool.check() or pool.damaged)
     pool.stop(0.1)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from unveil.cli.commands import run
 from unveil.errors import DataError, RecipeError
 from unveil.generation.image_output import read_generation_metadata
 from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.job_table import Lane
 from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import LOGS, WorkerPool
 
 SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "steps": 3}
@@ -117,7 +120,7 @@ def test_a_worker_pool_replaces_dead_workers_and_stops_without_losing_jobs(queue
         (name,) = pool.names()
         long = queue.submit("sample", {**SEVEN, "count": 64, "steps": 1000}).id
         until(lambda: queue.get(long).completed_steps > 0)
-        os.kill(pool._places[0].process.pid, signal.SIGKILL)
+        os.kill(pool._slots[0].process.pid, signal.SIGKILL)
         until(lambda: queue.get(long).attempts == 2 and queue.get(long).completed_steps > 0)
         assert pool.names() != [name]
         preview = queue.folder / "previews" / f"{long}.png"
@@ -146,7 +149,7 @@ def test_a_job_that_kills_every_worker_fails_with_its_last_output(queue):
         "work = Worker(sys.argv[2], queue, JobOutputs(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
         "work.run(lambda: False)\n"
     )
-    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, *rest: [sys.executable, "-c", script, str(folder), name])
     poison, good = queue.submit("poison", {}).id, queue.submit("good", {}).id
     pool.start()
     try:
@@ -156,3 +159,44 @@ def test_a_job_that_kills_every_worker_fails_with_its_last_output(queue):
     failed = queue.get(poison)
     assert failed.state == "failed"
     assert failed.error == "its worker was killed by SIGABRT: the graphics driver is gone; tried 2 times"
+
+
+LANES_WORKER = """
+import sys, time
+from pathlib import Path
+from unveil.server.jobs.job_table import Lane
+from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.worker import Worker
+def hold(request, folder, progress):
+    while not Path(request["until"]).exists():
+        progress.step(0, 1)
+        time.sleep(0.01)
+def quick(request, folder, progress):
+    (folder / "a.txt").write_text("a")
+queue = Queue(Path(sys.argv[1]))
+lane = Lane(sys.argv[3], ("hold",), sys.argv[3] == "short")
+Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {"hold": hold, "quick": quick}, lane).run(lambda: False)
+"""
+
+
+@pytest.mark.slow
+def test_a_short_job_does_not_wait_for_a_long_one_on_the_same_device(queue: Queue, tmp_path: Path):
+    def command(folder: Path, name: str, device: str, lane: str) -> list[str]:
+        return [sys.executable, "-c", LANES_WORKER, str(folder), name, lane]
+
+    lanes = (Lane("short", ("hold",), True), Lane("long", ("hold",), False))
+    pool = WorkerPool(queue, ["cpu"], command, lanes)
+    pool.start()
+    try:
+        assert len(pool.names()) == 1  # a worker for long jobs is started with the first of them
+        long = queue.submit("hold", {"until": str(tmp_path / "go")}).id
+        until(lambda: queue.get(long).state == "running")
+        short = queue.submit("quick", {}).id
+        until(lambda: queue.get(short).state == "completed")
+        assert queue.get(long).state == "running"
+        assert len(pool.names()) == 2
+        (tmp_path / "go").touch()
+        until(lambda: queue.get(long).state == "completed")
+    finally:
+        pool.stop()

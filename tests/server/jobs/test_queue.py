@@ -15,7 +15,7 @@ import pytest
 
 from unveil.errors import DataError, OutputError, QueueFull, RecipeError
 from unveil.server.jobs import job_table
-from unveil.server.jobs.job_table import Job, PageQuery, QueueLimits
+from unveil.server.jobs.job_table import Job, Lane, PageQuery, QueueLimits
 from unveil.server.jobs.queue import FILE, Queue
 
 
@@ -436,3 +436,20 @@ def test_a_job_that_takes_too_long_is_stopped_and_fails(tmp_path: Path):
     unlimited.submit("sample", {})
     unlimited.claim("w")
     assert unlimited.stop_overdue(-1e9) == []
+
+
+def test_jobs_of_a_lane_wait_for_those_of_the_same_lane(tmp_path: Path):
+    queue = Queue(tmp_path)
+    short, long = Lane("short", ("train",), True), Lane("long", ("train",), False)
+    first, image, second = (queue.submit(kind, {}).id for kind in ("train", "sample", "train"))
+    assert queue.claim("w", long).id == first
+    assert queue.claim("v", short).id == image
+    assert queue.claim("v", short) is None
+    assert not queue.has_queued(short)
+    assert queue.has_queued(long)
+    later = queue.submit("sample", {}).id
+    positions = queue.positions(1, (short, long))
+    assert {id: position.ahead for id, position in positions.items()} == {second: 0, later: 0}
+    assert queue.positions(1)[later].ahead == 1  # control: without lanes it waits for the second training
+    assert queue.claim("u").id == second
+    queue.close()

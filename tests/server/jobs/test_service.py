@@ -45,8 +45,8 @@ from pathlib import Path
 from unveil.server.jobs import service as services
 from unveil.server.jobs.worker import WorkerPool
 from unveil.server.jobs.job_table import QueueLimits
-start = lambda folder, name, device: [sys.executable, "-c", {WORK!r}, str(folder), name]
-services.WorkerPool = lambda queue, devices: WorkerPool(queue, devices, start)
+start = lambda folder, name, *rest: [sys.executable, "-c", {WORK!r}, str(folder), name]
+services.WorkerPool = lambda queue, devices, lanes: WorkerPool(queue, devices, start)
 with services.serving(Path(sys.argv[1]), "http://127.0.0.1:1", ("cpu",), QueueLimits(100, 100)) as service:
     print("ready", flush=True)
     while True:

@@ -17,8 +17,7 @@ from unveil.errors import Error
 from unveil.server.http.errors import HttpProblem, http_problem
 from unveil.server.http.middleware import CONTENT_TYPE, App, MetricsCollector, SecurityMiddleware, SecurityPolicy
 from unveil.server.http.openapi import add_schemas
-from unveil.server.http.routes import router, validation_error
-from unveil.server.http.service_facade import AsyncService
+from unveil.server.http.routes import AsyncService, router, validation_error
 from unveil.server.http.task_routes import task_router
 from unveil.server.jobs.service import Service
 

@@ -1,9 +1,15 @@
-"""Routes: OpenAI-compatible ones for images and videos, and own ones for jobs and uploads."""
+"""Routes: OpenAI-compatible ones for images and videos, and own ones for jobs and uploads.
+
+They use the service without blocking the event loop.
+"""
 
 from __future__ import annotations
 
-import base64
+import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -12,154 +18,24 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from unveil.errors import DataError, RecipeError
-from unveil.generation.image_output import read_generation_metadata
-from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.http.errors import HttpProblem
 from unveil.server.http.forms import read_form, read_json
 from unveil.server.http.openapi import form_body, json_body
-from unveil.server.http.service_facade import AsyncService
-from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info
-from unveil.server.jobs.job_table import ErrorSource, Job, PageQuery, State
-from unveil.server.jobs.outputs import COVER, STRIP, UploadedFile, image_files, video_file
-from unveil.server.jobs.queue import QueuePosition
+from unveil.server.jobs.catalog import ModelInfo, model_info
+from unveil.server.jobs.job_table import ENDED, ErrorSource, Job, PageQuery, State
+from unveil.server.jobs.outputs import UploadedFile
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
-from unveil.tasks.fields import PLAYGROUND
 
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif", "apng": "image/apng"}
 TYPES |= {"jpg": "image/jpeg", "webp": "image/webp", "mov": "video/quicktime", "mkv": "video/x-matroska"}
 TYPES |= {"txt": "text/plain; charset=utf-8", "json": "application/json", "html": "text/html; charset=utf-8"}
-_STATES = {"queued": "queued", "running": "in_progress", "completed": "completed"}
-
-
-def percent(job: Job) -> int:
-    """Return the progress of a job in percent."""
-    if job.state == "completed":
-        return 100
-    return min(99, 100 * job.completed_steps // job.total_steps) if job.total_steps else 0
-
-
-def job_response(service: Service, job: Job, places: Mapping[str, QueuePosition] | None = None) -> schema.JobResponse:
-    """Build the response of a job.
-
-    Args:
-        service: Service of the job.
-        job: The job.
-        places: Positions in the queue, if already known.
-    """
-    if places is None:
-        places = service.queue.positions(len(service.workers.devices)) if job.state == "queued" else {}
-    place = places.get(job.id) if job.state == "queued" else None
-    return schema.JobResponse(
-        id=job.id,
-        kind=job.kind,
-        status=job.state,
-        progress=percent(job),
-        completed_steps=job.completed_steps,
-        total_steps=job.total_steps,
-        position=None if place is None else place.ahead,
-        expected_seconds=None if place is None else place.seconds,
-        created_at=job.submitted,
-        started_at=job.started,
-        ended_at=job.ended,
-        attempts=job.attempts,
-        cancelling=job.cancelling,
-        outputs=[schema.OutputFile(name=name, url=f"/v1/jobs/{job.id}/files/{name}") for name in job.outputs],
-        warnings=list(job.messages),
-        error=job.error,
-        error_source=job.error_source,
-        request=job.request,
-    )
-
-
-def images_response(service: Service, job: Job, request: Request, form: str) -> schema.ImagesResponse:
-    """Build the response with the images of a completed job."""
-    data: list[schema.ImageResponse] = []
-    for name in image_files(job):
-        path = service.results.file(job.id, name)
-        facts = _facts(path)
-        prompt = facts.get("given", {}).get("prompt")
-        revised = prompt if prompt != first_value(job.request.get("prompt")) else None
-        image = schema.ImageResponse(revised_prompt=revised, seed=facts.get("seed"))
-        if form == "url":
-            image.url = str(request.base_url.replace(path=f"/v1/jobs/{job.id}/files/{name}"))
-        else:
-            image.b64_json = base64.b64encode(path.read_bytes()).decode()
-        data.append(image)
-    fields = job.request
-    size = f"{fields['width']}x{fields['height']}" if "width" in fields else None
-    return schema.ImagesResponse(
-        created=int(job.ended or job.submitted), data=data, size=size, job=job.id, warnings=list(job.messages)
-    )
-
-
-def video_response(job: Job, models: dict[str, ModelInfo]) -> schema.VideoResponse:
-    """Build the response of a video job.
-
-    Args:
-        job: The job.
-        models: Metadata of the models, by name.
-    """
-    fields = job.request
-    model = fields.get("model", PLAYGROUND)
-    shape = models.get(model, ModelInfo()).shape or ()
-    frames = fields.get("frames") or (shape[1] if len(shape) == 4 else 0)
-    sides = (fields["width"], fields["height"]) if "width" in fields else tuple(reversed(shape[-2:]))
-    error = None
-    if job.state in ("failed", "cancelled"):
-        error = schema.VideoError(code=job.state, message=job.error or "cancelled")
-    status: Any = _STATES.get(job.state, "failed")
-    return schema.VideoResponse(
-        id=job.id,
-        created_at=int(job.submitted),
-        completed_at=None if job.state != "completed" else int(job.ended or 0),
-        model=model,
-        progress=percent(job),
-        prompt=first_value(fields.get("prompt")),
-        seconds=f"{frames / (fields.get('fps') or RATE):g}",
-        size="x".join(map(str, sides)) or "auto",
-        status=status,
-        error=error,
-        seed=first_value(fields.get("seed", 0)),
-        warnings=list(job.messages),
-    )
-
-
-def model_response(entry: CatalogEntry) -> schema.ModelResponse:
-    """A model."""
-    info = model_info(entry)
-    return schema.ModelResponse(
-        id=entry.name,
-        created=int(entry.path.stat().st_mtime) if entry.path.exists() else 0,
-        owned_by={"bundled": "unveil", "models": "models folder", "runs": "runs"}[entry.origin],
-        makes=info.makes,
-        takes=None if info.takes is None else list(info.takes),
-        shape=None if info.shape is None else list(info.shape),
-        steps=info.steps,
-    )
-
-
-def content_file(job: Job, variant: str) -> str | None:
-    """Return the file name of a variant: video, thumbnail or spritesheet; None if there is none."""
-    preview = {"thumbnail": COVER, "spritesheet": STRIP}.get(variant)
-    return video_file(job) if preview is None else preview if preview in job.outputs else None
-
-
-def first_value(value: Any) -> Any:
-    """Return the first of several values, or the only one; None for none."""
-    return next(iter(value), None) if isinstance(value, list | tuple) else value
-
-
-def _facts(path: Any) -> dict[str, Any]:
-    try:
-        return dict(read_generation_metadata(path))
-    except DataError:
-        return {}
-
 
 Model = TypeVar("Model", bound=BaseModel)
+SOON_S, LATER_S = 0.02, 0.1  # polling interval of a job, in its first second and after
+ALIVE_S = 15.0  # interval of keep-alive messages in an event stream
 PageLimit = Annotated[int, Query(ge=1, le=100)]
 IMAGE_FILES = ("image", "mask")
 VIDEO_FILES = ("input_reference", "video", "first", "last", "mask", "keep_mask")
@@ -172,6 +48,114 @@ LATER: Responses = {202: {"model": schema.JobResponse, "description": "The job, 
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 MEDIA: Responses = {200: {"content": {kind: _FILE for kind in TYPES.values()}, "description": "The file"}}
 router = APIRouter(prefix="/v1")
+
+
+class AsyncService:
+    """Service for routes: reads happen in the event loop, writes in one thread.
+
+    Args:
+        service: Service behind it.
+        budget: Maximum cost of a job, as `Service.cost` computes it; None: unlimited.
+    """
+
+    def __init__(self, service: Service, budget: float | None) -> None:
+        self.service, self.budget = service, budget
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._coming: dict[str, int] = {}  # number of jobs per owner that are being written
+        self._counting = threading.Lock()
+
+    async def submit(self, kind: str, request: Mapping[str, Any], owner: str) -> Job:
+        """Validate a request and append it to the queue.
+
+        Raises:
+            RecipeError, WeightsError: The request is not possible.
+            JobTooLarge: The job exceeds the budget.
+            QueueFull: The queue is full, or the owner has too many files.
+            OutOfResources: The owner's quota is used up.
+        """
+        self.service.queue.check_capacity(owner, self._coming)  # counts jobs that are being written; does not wait
+        cost = await run_in_threadpool(  # looks up names on the disk
+            self.service.cost, kind, request, owner, self.budget
+        )
+        self.service.queue.check_capacity(owner, self._coming)  # others may have been submitted meanwhile
+        with self._counting:
+            self._coming[owner] = self._coming.get(owner, 0) + 1
+        return await self._write(self._submitted, kind, dict(request), owner, cost)
+
+    def _submitted(self, kind: str, request: Mapping[str, Any], owner: str, cost: float) -> Job:
+        try:
+            return self.service.submit(kind, request, owner, cost)
+        finally:
+            with self._counting:
+                self._coming[owner] -= 1
+
+    def get(self, id: str, owner: str) -> Job:
+        """Return a job of an owner.
+
+        Raises:
+            HttpProblem: It does not exist.
+        """
+        job = self.service.queue.get(id)
+        if job is None or job.owner != owner:
+            raise HttpProblem(404, f"{id[:80]!r}: no such job", "not_found")
+        return job
+
+    async def cancel(self, id: str, owner: str) -> Job:
+        """Cancel a job.
+
+        Raises:
+            HttpProblem: It does not exist, or has ended.
+        """
+        if self.get(id, owner).state in ENDED:
+            raise HttpProblem(409, f"{id}: has ended", "has_ended")
+        await self._write(self.service.queue.cancel, id)
+        return self.get(id, owner)
+
+    async def delete(self, id: str, owner: str) -> None:
+        """Delete a job that has ended, and its outputs.
+
+        Raises:
+            HttpProblem: It does not exist, or has not ended.
+        """
+        self.get(id, owner)
+        if not await self._write(self.service.delete, id):
+            raise HttpProblem(409, f"{id}: has not ended; cancel it first", "not_ended")
+
+    async def wait(self, id: str, owner: str, request: Request) -> Job:
+        """Wait for a job; if the client disconnects, the job is cancelled.
+
+        Raises:
+            HttpProblem: The client has disconnected.
+        """
+        start = looked = time.monotonic()
+        while (job := self.get(id, owner)).state not in ENDED:
+            now = time.monotonic()
+            if now - looked > 0.5:
+                looked = now
+                if await request.is_disconnected():
+                    await self._write(self.service.queue.cancel, id)
+                    raise HttpProblem(499, "the client has disconnected", "gone")
+            await asyncio.sleep(SOON_S if now - start < 1 else LATER_S)
+        return job
+
+    async def changes(self, id: str, owner: str) -> AsyncIterator[Job | None]:
+        """Yield each change of a job until it has ended, and None at intervals as a keep-alive."""
+        last, last_sent = None, time.monotonic()
+        while True:
+            job = self.get(id, owner)
+            if job != last:
+                last, last_sent = job, time.monotonic()
+                yield job
+                if job.state in ENDED:
+                    return
+            elif time.monotonic() - last_sent > ALIVE_S:
+                last_sent = time.monotonic()
+                yield None
+            await asyncio.sleep(LATER_S)
+
+    async def _write(self, call: Any, *args: Any) -> Any:
+        # a started write is completed even if the client disconnects
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, call, *args))
 
 
 class RequestContext:
@@ -285,12 +269,12 @@ async def edit_image(context: Context) -> Any:
 async def _respond(body: schema.ImagesBody, job: Job, context: RequestContext) -> Any:
     """Return the images of a job once it is completed, or at once the job."""
     if not body.wait:
-        return JSONResponse(job_response(context.service, job).model_dump(), 202)
+        return JSONResponse(schema.job_response(context.service, job).model_dump(), 202)
     job = await context.calls.wait(job.id, context.owner, context.request)
     if job.state != "completed":
         raise job_error(job)
     form = body.response_format or "b64_json"
-    return await run_in_threadpool(images_response, context.service, job, context.request, form)  # images are read
+    return await run_in_threadpool(schema.images_response, context.service, job, context.request, form)
 
 
 _STATUS: Mapping[ErrorSource, tuple[int, str]] = {
@@ -329,7 +313,7 @@ async def create_video(context: Context) -> Any:
 
 async def _submit_video(context: RequestContext, task: str, values: Mapping[str, Any]) -> Any:
     job = await context.submit(task, values)
-    return video_response(job, await run_in_threadpool(context.models))
+    return schema.video_response(job, await run_in_threadpool(context.models))
 
 
 @router.post("/videos/edits", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosBody, "video"))
@@ -364,7 +348,7 @@ async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
     if not isinstance(id, str) or not id.isascii():
         raise HttpProblem(422, 'video: a file, or {"id": ...}', "invalid_value", "video")
     job = context.job(id, task_kinds("videos"))
-    name = content_file(job, "video")
+    name = schema.content_file(job, "video")
     if name is None:
         raise HttpProblem(409, f"{id}: is not completed", "not_completed")
     with context.service.results.file(id, name).open("rb") as file:
@@ -387,7 +371,7 @@ async def list_videos(
     """List videos, newest first by default."""
     jobs, more = _page(context, PageQuery(context.owner, limit, after, order == "desc", kinds=task_kinds("videos")))
     models = await run_in_threadpool(context.models)
-    data = [video_response(job, models) for job in jobs]
+    data = [schema.video_response(job, models) for job in jobs]
     ids = [video.id for video in data] or [None]
     return schema.VideosResponse(data=data, first_id=ids[0], last_id=ids[-1], has_more=more)
 
@@ -395,7 +379,7 @@ async def list_videos(
 @router.get("/videos/{id}", response_model=schema.VideoResponse)
 async def get_video(id: str, context: Context) -> Any:
     """Return a video job."""
-    return video_response(context.job(id, task_kinds("videos")), await run_in_threadpool(context.models))
+    return schema.video_response(context.job(id, task_kinds("videos")), await run_in_threadpool(context.models))
 
 
 @router.delete("/videos/{id}", response_model=schema.DeletedResponse)
@@ -412,7 +396,7 @@ async def video_content(
 ) -> FileResponse:
     """Return the file of a video, its first frame, or a strip of frames."""
     job = context.job(id, task_kinds("videos"))
-    name = content_file(job, variant)
+    name = schema.content_file(job, variant)
     if name is None:
         raise (
             job_error(job)
@@ -428,7 +412,7 @@ async def video_content(
 @router.post("/jobs", response_model=schema.JobResponse, status_code=202)
 async def create_job(body: schema.JobBody, context: Context) -> Any:
     """Submit a job of any task or command with all its parameters."""
-    return job_response(context.service, await context.calls.submit(body.kind, body.request, context.owner))
+    return schema.job_response(context.service, await context.calls.submit(body.kind, body.request, context.owner))
 
 
 @router.get("/jobs", response_model=schema.JobsResponse)
@@ -441,20 +425,22 @@ async def list_jobs(
 ) -> Any:
     """List jobs, newest first by default."""
     page, more = _page(context, PageQuery(context.owner, limit, after, order == "desc", state=status))
-    positions = context.service.queue.positions(len(context.service.workers.devices))
-    return schema.JobsResponse(data=[job_response(context.service, job, positions) for job in page], has_more=more)
+    positions = context.service.positions()
+    return schema.JobsResponse(
+        data=[schema.job_response(context.service, job, positions) for job in page], has_more=more
+    )
 
 
 @router.get("/jobs/{id}", response_model=schema.JobResponse)
 async def get_job(id: str, context: Context) -> Any:
     """Return a job."""
-    return job_response(context.service, context.job(id))
+    return schema.job_response(context.service, context.job(id))
 
 
 @router.post("/jobs/{id}/cancel", response_model=schema.JobResponse)
 async def cancel_job(id: str, context: Context) -> Any:
     """Cancel a job; a running one stops at its next step."""
-    return job_response(context.service, await context.calls.cancel(id, context.owner))
+    return schema.job_response(context.service, await context.calls.cancel(id, context.owner))
 
 
 @router.delete("/jobs/{id}", response_model=schema.DeletedResponse)
@@ -471,7 +457,7 @@ async def job_events(id: str, context: Context) -> StreamingResponse:
 
     async def lines() -> AsyncIterator[str]:
         async for change in context.calls.changes(id, context.owner):
-            data = None if change is None else job_response(context.service, change).model_dump_json()
+            data = None if change is None else schema.job_response(context.service, change).model_dump_json()
             yield ": still there\n\n" if data is None else f"event: job\ndata: {data}\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream")
@@ -542,11 +528,11 @@ async def get_upload(name: str, context: Context) -> FileResponse:
 async def list_models(context: Context) -> Any:
     """List all models that requests may use."""
     return schema.ModelsResponse(
-        data=[model_response(entry) for entry in context.service.catalog(context.owner).models()]
+        data=[schema.model_response(entry) for entry in context.service.catalog(context.owner).models()]
     )
 
 
 @router.get("/models/{name:path}", response_model=schema.ModelResponse)
 async def get_model(name: str, context: Context) -> Any:
     """A model."""
-    return model_response(context.service.catalog(context.owner).model(name))
+    return schema.model_response(context.service.catalog(context.owner).model(name))

@@ -45,6 +45,7 @@ class ServerOptions:
         each: Maximum number of jobs per key.
         budget: Maximum cost of a job, in megapixel evaluations.
         quota: Limits of the data of one key.
+        has_lanes: Run short jobs beside a long one on the same device.
         retention: Days after which a job that has ended is deleted; None: never.
         large: Paths that accept uploads of any size, if no key is required.
     """
@@ -61,6 +62,7 @@ class ServerOptions:
     budget: float = BUDGET
     quota: Quota = field(default_factory=Quota)
     retention: float | None = None
+    has_lanes: bool = True
     large: Sequence[str] = ()
     shared_keys: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
@@ -124,7 +126,14 @@ def serve(
         retention = None if options.retention is None else options.retention * DAY_S
         admins = rules.admins if rules.keys else None
         with serving(
-            options.folder, address, options.devices, limits, quota=options.quota, admins=admins, retention=retention
+            options.folder,
+            address,
+            options.devices,
+            limits,
+            quota=options.quota,
+            admins=admins,
+            retention=retention,
+            has_lanes=options.has_lanes,
         ) as service:
             for line in service.messages:
                 console.warn(line)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from unveil.server.http import schema
 from unveil.server.http.forms import read_form
 from unveil.server.http.openapi import schema_of, task_body
-from unveil.server.http.routes import RequestContext, job_response
+from unveil.server.http.routes import RequestContext
 from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
 from unveil.tasks.fields import FileInput
@@ -81,6 +81,6 @@ def _submit(kind: type[Task]) -> Callable[..., Awaitable[Any]]:
     async def submit(context: Context) -> Any:
         fields, files = await read_form(context.request, context.store, file_fields(kind))
         request = {**fields, **{name: upload.name for name, upload in files.items()}}
-        return job_response(context.service, await context.calls.submit(kind.name, request, context.owner))
+        return schema.job_response(context.service, await context.calls.submit(kind.name, request, context.owner))
 
     return submit

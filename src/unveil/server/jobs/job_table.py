@@ -58,6 +58,27 @@ class Job(NamedTuple):
     cancelling: bool = False
 
 
+class Lane(NamedTuple):
+    """Jobs that wait for each other and not for those of another lane.
+
+    Attributes:
+        name: Name of the lane.
+        kinds: Types of jobs.
+        is_rest: The lane has the jobs of all other types.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    is_rest: bool
+
+    def contains(self, kind: str) -> bool:
+        """Return True if jobs of a type belong to this lane."""
+        return (kind in self.kinds) != self.is_rest
+
+
+ALL_JOBS = Lane("all", (), True)
+
+
 @dataclass(frozen=True)
 class QueueLimits:
     """Limits of the queue.

@@ -26,7 +26,18 @@ from typing import Any, Literal, NamedTuple
 from unveil.errors import Error, OutOfResources, OutputError, QueueFull, RecipeError
 from unveil.io.files import FULL
 from unveil.server.jobs import job_table
-from unveil.server.jobs.job_table import ENDED, STATES, ErrorSource, Job, PageQuery, QueueLimits, SearchQuery, State
+from unveil.server.jobs.job_table import (
+    ALL_JOBS,
+    ENDED,
+    STATES,
+    ErrorSource,
+    Job,
+    Lane,
+    PageQuery,
+    QueueLimits,
+    SearchQuery,
+    State,
+)
 
 FILE = "jobs.sqlite3"
 DAMAGED = 6  # exit code of a worker that cannot read the table
@@ -120,12 +131,18 @@ class Queue:
         """
         self._refuse_full(self._table, owner, coming)
 
-    def claim(self, worker: str) -> Job | None:
-        """Claim the next job for a worker; None if no job is queued."""
-        if self._table.execute("SELECT 1 FROM jobs WHERE state = 'queued' LIMIT 1").fetchone() is None:
+    def has_queued(self, lane: Lane = ALL_JOBS) -> bool:
+        """Return True if a job of a lane is queued; reads without waiting for writers."""
+        kinds = self._table.execute("SELECT DISTINCT kind FROM jobs WHERE state = 'queued'")
+        return any(lane.contains(kind) for (kind,) in kinds)
+
+    def claim(self, worker: str, lane: Lane = ALL_JOBS) -> Job | None:
+        """Claim the next job of a lane for a worker; None if no such job is queued."""
+        if not self.has_queued(lane):
             return None  # idle workers poll often and must not block writers
         with self._change() as table:
-            turns = fair_order(job_table.rows(table, "state = 'queued'"), job_table.last_turns(table))
+            queued = [job for job in job_table.rows(table, "state = 'queued'") if lane.contains(job.kind)]
+            turns = fair_order(queued, job_table.last_turns(table))
             if not turns:
                 return None
             table.execute(
@@ -287,18 +304,22 @@ class Queue:
         query = "SELECT state, count(*) FROM jobs WHERE ?1 IS NULL OR owner = ?1 GROUP BY state"
         return dict.fromkeys(STATES, 0) | dict(self._table.execute(query, (owner,)).fetchall())
 
-    def positions(self, workers: int = 1) -> dict[str, QueuePosition]:
-        """Return the positions of all queued jobs in the order in which they will start.
+    def positions(self, workers: int = 1, lanes: Sequence[Lane] = (ALL_JOBS,)) -> dict[str, QueuePosition]:
+        """Return the positions of all queued jobs in their lanes, in the order in which they will start.
 
         Args:
-            workers: Number of workers.
+            workers: Number of workers of each lane.
+            lanes: Lanes of the workers.
         """
         pace, now = self._paces(), time.time()
-        before, positions = sum(pace.remaining(job, now) for job in self.jobs("running")), dict[str, QueuePosition]()
-        for job in fair_order(self.jobs("queued"), job_table.last_turns(self._table)):
-            positions[job.id] = QueuePosition(len(positions), before / max(workers, 1))
-            before += pace.seconds(job)
-        return positions
+        ordered = fair_order(self.jobs("queued"), job_table.last_turns(self._table))
+        running, positions = self.jobs("running"), dict[str, QueuePosition]()
+        for lane in lanes:
+            before = sum(pace.remaining(job, now) for job in running if lane.contains(job.kind))
+            for ahead, job in enumerate(job for job in ordered if lane.contains(job.kind)):
+                positions[job.id] = QueuePosition(ahead, before / max(workers, 1))
+                before += pace.seconds(job)
+        return {job.id: positions[job.id] for job in ordered if job.id in positions}
 
     def close(self) -> None:
         """Close this thread's connection."""

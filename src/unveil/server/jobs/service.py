@@ -21,11 +21,12 @@ from unveil.errors import OutOfResources, OutputError
 from unveil.io import staging
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.folder_lock import folder_lock, private_files
-from unveil.server.jobs.job_table import ENDED, Job, QueueLimits
+from unveil.server.jobs.job_table import ALL_JOBS, ENDED, Job, QueueLimits
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.outputs import LOG, RETENTION_S, JobOutputs, UploadedFile, UploadStore
 from unveil.server.jobs.owners import DiskUsage, OwnerData, Quota
-from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.queue import Queue, QueuePosition
+from unveil.server.jobs.task_job import lanes
 from unveil.server.jobs.worker import LOGS, PREVIEWS, WorkerPool, log_path
 from unveil.server.jobs.worker_main import MADE
 
@@ -129,6 +130,10 @@ class Service:
             raise OutputError(f"{self.queue.file}: is damaged; restart the server, which moves it aside")
         return self.queue.submit(kind, request, owner=owner, cost=cost)
 
+    def positions(self) -> dict[str, QueuePosition]:
+        """Return the positions of all queued jobs in the order in which they will start."""
+        return self.queue.positions(len(self.workers.devices), self.workers.lanes)
+
     def preview(self, id: str) -> bytes | None:
         """Return the preview image of a running job as PNG; None if there is none.
 
@@ -200,6 +205,7 @@ def serving(
     quota: Quota | None = None,
     admins: frozenset[str] | None = None,
     retention: float | None = None,
+    has_lanes: bool = True,
 ) -> Iterator[Service]:
     """Run the service of a state folder for the duration of the block; its files are private to this user.
 
@@ -211,6 +217,7 @@ def serving(
         quota: Limits of each owner of a server with keys.
         admins: Owners that may change models; None: all.
         retention: Seconds after which a job that has ended is deleted; None: never.
+        has_lanes: Run short jobs beside a long one, such as a training, on the same device.
 
     Raises:
         OutputError: Another server uses the folder, or it cannot be written.
@@ -228,7 +235,7 @@ def serving(
         with suppress(OutOfResources):  # the disk is already full
             queue.reserve_disk()
         owners.adopt(queue.jobs())
-        workers = WorkerPool(queue, devices)
+        workers = WorkerPool(queue, devices, lanes=lanes() if has_lanes else (ALL_JOBS,))
         service = Service(queue, results, workers, owners, messages, admins, retention)
         service.sweep()
         over = threading.Event()

@@ -24,6 +24,7 @@ from unveil.io.console import Console
 from unveil.model import Model
 from unveil.model.config import SampleConfig, load_recipe, recipe_names
 from unveil.server.jobs.catalog import Catalog, ModelInfo
+from unveil.server.jobs.job_table import Lane
 from unveil.server.jobs.outputs import LOG, UploadStore, white_mask, write_result, write_video_previews
 from unveil.server.jobs.worker import JobProgress, job_console
 from unveil.tasks import architecture, registry
@@ -93,6 +94,13 @@ def task_kinds(*makes: str) -> tuple[str, ...]:
     """The names of the tasks that a server offers; with `makes`, of those whose files are one of these."""
     names = filter(is_task, registry.entries())
     return tuple(name for name in names if not makes or registry.task_class(name).makes in makes)
+
+
+@cache
+def lanes() -> tuple[Lane, Lane]:
+    """The lane of tasks that are done at once, and that of tasks in processes of their own, such as training."""
+    long = tuple(name for name in registry.entries() if registry.task_class(name).separate_process)
+    return Lane("interactive", long, True), Lane("long", long, False)
 
 
 def random_seed() -> int:

@@ -29,7 +29,7 @@ from unveil.io import sandbox
 from unveil.io.console import Console, Progress
 from unveil.io.files import write_atomically
 from unveil.server.jobs.child_process import CHILDREN, SAVING_S, has_running_child
-from unveil.server.jobs.job_table import ErrorSource, Job, is_damage
+from unveil.server.jobs.job_table import ALL_JOBS, ErrorSource, Job, Lane, is_damage
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import DAMAGED, Queue
 
@@ -145,10 +145,13 @@ class Worker:
         queue: Queue of jobs.
         results: Output folders.
         kinds: Handler of each job type.
+        lane: Jobs that it claims.
     """
 
-    def __init__(self, name: str, queue: Queue, results: JobOutputs, kinds: Mapping[str, JobHandler]) -> None:
-        self.name, self.queue, self.results, self.handlers = name, queue, results, kinds
+    def __init__(
+        self, name: str, queue: Queue, results: JobOutputs, kinds: Mapping[str, JobHandler], lane: Lane = ALL_JOBS
+    ) -> None:
+        self.name, self.queue, self.results, self.handlers, self._lane = name, queue, results, kinds, lane
         self._over: Callable[[], bool] = lambda: False
 
     def run(self, over: Callable[[], bool]) -> None:
@@ -163,7 +166,7 @@ class Worker:
 
     def run_next(self) -> bool:
         """Run the next job; return False if none is queued."""
-        job = self.queue.claim(self.name)
+        job = self.queue.claim(self.name, self._lane)
         if job is None:
             return False
         progress = JobProgress(self.queue, job, self.name, self._over)
@@ -313,26 +316,35 @@ MAX_RESTART_S = 30.0  # maximum delay before restarting a worker that dies at on
 LOG_TAIL, LOG_LINES = 2_000, 10  # bytes and lines of a worker's log that are quoted when it dies
 LOG_BYTES = 1 << 20  # size above which a worker's log is truncated
 log = logging.getLogger(__name__)
-# arguments: state folder, name and device of the worker
-WorkerCommand = Callable[[Path, str, str], list[str]]
+# arguments: state folder, name, device and lane of the worker
+WorkerCommand = Callable[[Path, str, str, str], list[str]]
 
 
-def worker_command(folder: Path, name: str, device: str) -> list[str]:
+def worker_command(folder: Path, name: str, device: str, lane: str) -> list[str]:
     """Return the command line of a worker."""
-    return [sys.executable, "-m", "unveil.server.jobs.worker_main", str(folder), name, device]
+    return [sys.executable, "-m", "unveil.server.jobs.worker_main", str(folder), name, device, lane]
+
+
+class _Place(NamedTuple):
+    """Where a worker runs: a device, and the jobs that it claims."""
+
+    device: str
+    lane: Lane
 
 
 class _Slot(NamedTuple):
-    """A device and its running worker."""
+    """A running worker."""
 
-    device: str
+    place: _Place
     name: str
     process: subprocess.Popen[bytes]
     started: float
 
 
 class WorkerPool:
-    """Keeps one worker alive on each device, from `start` to `stop`.
+    """Keeps one worker alive on each device for each lane, from `start` to `stop`.
+
+    A worker of a lane is started with the first job of the lane, that of the first lane at once.
 
     `damaged` is True once the job database is corrupt; no worker runs until the next start of the server repairs it.
 
@@ -340,13 +352,21 @@ class WorkerPool:
         queue: Queue of the jobs.
         devices: Devices, such as "cpu" or "cuda:0".
         start: Builds the command line of a worker.
+        lanes: Lanes of the jobs.
     """
 
-    def __init__(self, queue: Queue, devices: Sequence[str], start: WorkerCommand = worker_command) -> None:
-        self.queue, self.devices, self._command = queue, list(devices), start
-        self._places: list[_Slot] = []
-        self._waits = dict.fromkeys(self.devices, 0.0)  # seconds until the next restart
-        self._due = dict.fromkeys(self.devices, 0.0)
+    def __init__(
+        self,
+        queue: Queue,
+        devices: Sequence[str],
+        start: WorkerCommand = worker_command,
+        lanes: Sequence[Lane] = (ALL_JOBS,),
+    ) -> None:
+        self.queue, self.devices, self.lanes, self._command = queue, list(devices), tuple(lanes), start
+        self._slots: list[_Slot] = []
+        places = [_Place(device, lane) for lane in lanes for device in self.devices]
+        self._waits = dict.fromkeys(places, 0.0)  # seconds until the next restart
+        self._due = dict.fromkeys(places, 0.0)
         self._over = threading.Event()
         self._full = False  # the disk is full
         self._looked = float("-inf")  # when overdue jobs were looked for
@@ -367,46 +387,48 @@ class WorkerPool:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        for place in self._places:
-            place.process.send_signal(signal.SIGTERM)
+        for slot in self._slots:
+            slot.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + seconds
-        for place in self._places:
-            if self._saves(place):
-                log.info("worker %s: waiting for its task to save", place.name)
-            while place.process.poll() is None and time.monotonic() < end + self._saves(place):
+        for slot in self._slots:
+            if self._saves(slot):
+                log.info("worker %s: waiting for its task to save", slot.name)
+            while slot.process.poll() is None and time.monotonic() < end + self._saves(slot):
                 time.sleep(0.05)
-            place.process.kill()
-            place.process.wait()
-            _close(place)
-        self._places.clear()
+            slot.process.kill()
+            slot.process.wait()
+            _close(slot)
+        self._slots.clear()
         with suppress(OutOfResources, sqlite3.DatabaseError):  # the next start repeats it
             self.queue.recover()
 
-    def _saves(self, place: _Slot) -> float:
+    def _saves(self, slot: _Slot) -> float:
         """Return the extra seconds for a worker whose task has to save."""
-        return SAVING_S if has_running_child(self.queue.folder / CHILDREN, place.process.pid) else 0.0
+        return SAVING_S if has_running_child(self.queue.folder / CHILDREN, slot.process.pid) else 0.0
 
     def names(self) -> list[str]:
         """Names of the running workers."""
-        return [place.name for place in self._places]
+        return [slot.name for slot in self._slots]
 
     def check(self) -> None:
         """Clean up after dead workers, and start missing ones."""
-        for place in [place for place in self._places if place.process.poll() is not None]:
-            self._places.remove(place)
-            _close(place)
-            self._bury(place)
-        for place in self._places:
-            _shorten(self._log_of(place.device))
+        for slot in [slot for slot in self._slots if slot.process.poll() is not None]:
+            self._slots.remove(slot)
+            _close(slot)
+            self._bury(slot)
+        for slot in self._slots:
+            _shorten(self._log_of(slot.place))
         silent, late = self._silent(), self._late()
-        for place in [place for place in self._places if place.name in silent or place.name in late]:
-            reason = "sent no heartbeat" if place.name in silent else "did not stop a job that took too long"
-            log.warning("worker %s %s and is killed", place.name, reason)
-            place.process.kill()
+        for slot in [slot for slot in self._slots if slot.name in silent or slot.name in late]:
+            reason = "sent no heartbeat" if slot.name in silent else "did not stop a job that took too long"
+            log.warning("worker %s %s and is killed", slot.name, reason)
+            slot.process.kill()
         now = time.monotonic()
-        for device in self.devices:
-            if device not in {place.device for place in self._places} and now >= self._due[device]:
-                self._places.append(self._begin(device))
+        for place in self._due:
+            if place in {slot.place for slot in self._slots} or now < self._due[place]:
+                continue
+            if place.lane == self.lanes[0] or self.queue.has_queued(place.lane):
+                self._slots.append(self._begin(place))
 
     def _silent(self) -> set[str | None]:
         """Reclaim jobs with expired leases and return their workers; on a full disk leases are renewed instead."""
@@ -439,43 +461,44 @@ class WorkerPool:
                     log.exception("workers")
                 self.damaged = self.damaged or damage
 
-    def _begin(self, device: str) -> _Slot:
-        name = f"{device}-{secrets.token_hex(4)}"
-        file = self._log_of(device)
+    def _begin(self, place: _Place) -> _Slot:
+        name = f"{place.device}-{secrets.token_hex(4)}"
+        file = self._log_of(place)
         file.parent.mkdir(parents=True, exist_ok=True)
         _shorten(file)
         with file.open("ab") as out:  # keeps the output of the previous worker, which may explain its death
             out.write(_head(name))
             out.flush()
             process = subprocess.Popen(
-                self._command(self.queue.folder, name, device),
+                self._command(self.queue.folder, name, place.device, place.lane.name),
                 env=sandbox.compute_environment(),  # not the server's keys, nor other secrets of its environment
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
             )
-        return _Slot(device, name, process, time.monotonic())
+        return _Slot(place, name, process, time.monotonic())
 
-    def _bury(self, place: _Slot) -> None:
-        code = place.process.returncode
+    def _bury(self, slot: _Slot) -> None:
+        code = slot.process.returncode
         why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        last = self._last_words(place)
+        last = self._last_words(slot)
         if code == DAMAGED and not self.damaged:
             self.damaged = True
             log.error("%s", last or "the table of jobs is damaged")
-        stable = time.monotonic() - place.started >= STABLE_S
-        self._waits[place.device] = 0.0 if stable else min(max(2 * self._waits[place.device], 0.25), MAX_RESTART_S)
-        self._due[place.device] = time.monotonic() + self._waits[place.device]
-        for job in self.queue.reclaim(place.name, f"its worker was {why}" + (f": {last}" if last else "")):
-            log.warning("worker %s %s; job %s is %s", place.name, why, job.id, job.state)
+        stable = time.monotonic() - slot.started >= STABLE_S
+        self._waits[slot.place] = 0.0 if stable else min(max(2 * self._waits[slot.place], 0.25), MAX_RESTART_S)
+        self._due[slot.place] = time.monotonic() + self._waits[slot.place]
+        for job in self.queue.reclaim(slot.name, f"its worker was {why}" + (f": {last}" if last else "")):
+            log.warning("worker %s %s; job %s is %s", slot.name, why, job.id, job.state)
 
-    def _log_of(self, device: str) -> Path:
-        return self.queue.folder / LOGS / f"{device.replace(':', '-')}.log"
+    def _log_of(self, place: _Place) -> Path:
+        lane = "" if place.lane == self.lanes[0] else f".{place.lane.name}"
+        return self.queue.folder / LOGS / f"{place.device.replace(':', '-')}{lane}.log"
 
-    def _last_words(self, place: _Slot) -> str:
+    def _last_words(self, slot: _Slot) -> str:
         """Return the last lines of a worker's log."""
         try:
-            tail = _tail(self._log_of(place.device), LOG_TAIL).rpartition(_head(place.name))[2]
+            tail = _tail(self._log_of(slot.place), LOG_TAIL).rpartition(_head(slot.name))[2]
         except OSError:
             return ""
         return "\n".join(tail.decode("utf-8", "replace").strip().splitlines()[-LOG_LINES:])
@@ -502,6 +525,6 @@ def _shorten(file: Path) -> None:
                 out.write(last)
 
 
-def _close(place: _Slot) -> None:
-    if place.process.stdin is not None:
-        place.process.stdin.close()
+def _close(slot: _Slot) -> None:
+    if slot.process.stdin is not None:
+        slot.process.stdin.close()

@@ -1,6 +1,6 @@
-"""Worker process: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE`, as started by `worker.WorkerPool`.
+"""Worker process: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE [LANE]`.
 
-It ends with its parent, which holds the only other end of its standard input.
+`worker.WorkerPool` starts it. It ends with its parent, which holds the only other end of its standard input.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from unveil.io.console import log_to_stderr, printable
+from unveil.server.jobs.job_table import ALL_JOBS
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue, QueueCorrupted
 from unveil.server.jobs.worker import Worker
@@ -20,7 +21,7 @@ from unveil.server.jobs.worker import Worker
 MADE = "made"  # subfolder of outputs in the state folder
 
 
-def main(folder: Path, name: str, device: str) -> None:
+def main(folder: Path, name: str, device: str, lane: str = ALL_JOBS.name) -> None:
     """Run jobs until SIGTERM, which takes effect between two jobs, or until the parent ends.
 
     If the job database is corrupt, print an error and exit with a special code.
@@ -35,8 +36,10 @@ def main(folder: Path, name: str, device: str) -> None:
     except QueueCorrupted as problem:
         sys.exit(_report(problem))
     from unveil.server.jobs.job_types import job_handlers  # late: imports torch
+    from unveil.server.jobs.task_job import lanes
 
-    Worker(name, queue, JobOutputs(folder / MADE), job_handlers(folder, device)).run(over.is_set)
+    claimed = {entry.name: entry for entry in (ALL_JOBS, *lanes())}[lane]
+    Worker(name, queue, JobOutputs(folder / MADE), job_handlers(folder, device), claimed).run(over.is_set)
 
 
 def _report(problem: QueueCorrupted) -> int:
@@ -51,4 +54,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(Path(sys.argv[1]), *sys.argv[2:5])

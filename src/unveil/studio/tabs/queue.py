@@ -39,7 +39,7 @@ class QueueTab(Tab):
         queue, counts = service.queue, service.queue.counts(owner)
         if not any(counts.values()):
             return job_html.hint(tr("No jobs yet: generate an image or a video."))
-        places = queue.positions(len(service.workers.devices))
+        places = service.positions()
         running = queue.jobs("running", owner)
         waiting = [job for job in queue.jobs("queued", owner) if job.id in places]  # else it was claimed in between
         waiting.sort(key=lambda job: places[job.id].ahead)
