@@ -78,6 +78,7 @@ def test_no_address_in_a_request_is_fetched(
     assert elsewhere.requested == []
     assert isinstance(processing_utils.async_transport, BlockedTransport)
     monkeypatch.setattr(processing_utils, "async_transport", None)
+    monkeypatch.setattr("unveil.studio.event_check.value_problem", lambda *values: "")
     assert pressed(studio, "image-go", GIVEN | {"image-source": of(elsewhere)}) is not None
     assert elsewhere.requested == ["/a.png"]  # control: Gradio left to itself
 
