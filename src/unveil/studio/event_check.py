@@ -42,7 +42,7 @@ class CheckedBlocks(gr.Blocks, metaclass=_Plain):
 
     Args:
         tr: Translator of the page.
-        options: Further arguments of `gr.Blocks`.
+        options: Further arguments of the page of Gradio.
     """
 
     def __init__(self, tr: Translator, **options: Any) -> None:
@@ -109,7 +109,7 @@ async def check_event(request: Request) -> AsyncIterator[None]:
     """Refuse requests to Gradio's routes that it would answer by an exception; a dependency of all its routes.
 
     Raises:
-        HTTPException: Status 404 for a route or an event that the page does not have, 422 for a malformed event.
+        fastapi.HTTPException: Status 404 for a route or an event that the page does not have, 422 for a malformed event.
     """
     route = request.url.path.rpartition("/gradio_api")[2].rstrip("/")
     if request.method == "POST" and route not in POSTED:
@@ -129,7 +129,7 @@ def _check_joined(blocks: gr.Blocks, event: Any) -> None:
     """Check the parts of an event other than the values of components.
 
     Raises:
-        HTTPException: As `check_event`.
+        fastapi.HTTPException: As `check_event`.
     """
     if not isinstance(event, dict):
         raise HTTPException(422, "The event must be an object.")
