@@ -109,7 +109,7 @@ async def check_event(request: Request) -> AsyncIterator[None]:
     """Refuse requests to Gradio's routes that it would answer by an exception; a dependency of all its routes.
 
     Raises:
-        fastapi.HTTPException: Status 404 for a route or an event that the page does not have, 422 for a malformed event.
+        fastapi.HTTPException: Status 404 for a route or an event that the page lacks, 422 for a malformed event.
     """
     route = request.url.path.rpartition("/gradio_api")[2].rstrip("/")
     if request.method == "POST" and route not in POSTED:
