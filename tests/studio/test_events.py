@@ -145,6 +145,35 @@ def test_odd_values_are_handled_without_a_traceback(
     unlogged(capfd, caplog)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"video-task": "video-storyboard", "video-scenes": "0-\u00b2 a"},
+        {"video-task": "video-storyboard", "video-scenes": "0-" + "9" * 5000 + " a"},
+        {"gallery-page": 1e18},
+        {"tasks-choice": None},
+    ],
+)
+def test_odd_values_of_the_right_type_are_handled_without_a_traceback(
+    studio: Server,
+    config: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, Any],
+):
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    events: list[dict[str, Any]] = []
+    for event in handlers(config):
+        inputs = [names[id] for id in config["dependencies"][event["fn_index"]]["inputs"]]
+        if values.keys() <= set(inputs):
+            data = [values.get(name, value) for name, value in zip(inputs, event["data"], strict=True)]
+            events.append({**event, "data": data})
+    ended = results(studio, "right", events)
+    assert ended
+    assert all(one["success"] for one in ended)
+    unlogged(capfd, caplog)
+
+
 def test_malformed_events_are_errors_of_the_client(
     studio: Server, config: dict[str, Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):

@@ -21,7 +21,6 @@ from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs import image, video
 
 PAGE = 24  # cards per page
-LAST_PAGE = 10**9  # more than there are; the database counts cards in 64 bits
 RESTORED = {**image.TASKS, **video.TASKS}  # tasks whose settings a tab has components for
 
 
@@ -59,7 +58,7 @@ class GalleryTab(Tab):
             confirming: Job whose deletion has to be confirmed.
         """
         tr = self.tr
-        place = min(max(self.typed.integer(page, tr("Page")) or 1, 1), LAST_PAGE)
+        place = max(self.typed.integer(page, tr("Page")) or 1, 1)
         look = partial(search, self.client.service.queue, words or "", owner, limit=PAGE)
         jobs, count = look(begin=(place - 1) * PAGE)
         if not count:
