@@ -29,6 +29,7 @@ from unveil.errors import Error
 from unveil.io import staging
 from unveil.io.files import read_header, refuse_overwrite
 from unveil.model import checkpoint_store
+from unveil.train import callbacks
 from unveil.train.run_folder import RunFolder
 
 # Audit events of the operations that change names; content is written between them, and before a sync
@@ -249,6 +250,7 @@ def main(name: str, system: str, every: int, parent: Path) -> None:
     if system == "renames":
         staging._exchange_call = lambda: lambda first, second: errno.EINVAL
     if name == "train":
+        callbacks.PLOT_S = 0.0  # plots at each step: with a clock, the operations of two runs would differ
         (parent / "warm").mkdir()
         train(parent / "warm")  # imports what training imports, once for all forks
         lives = trainings(every, parent)

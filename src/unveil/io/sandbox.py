@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
@@ -42,17 +41,12 @@ def environment() -> dict[str, str]:
     return passed | dict.fromkeys(_THREADS, "1")
 
 
-def compute_environment(declared: Collection[str] = ()) -> dict[str, str]:
-    """The variables for a process that computes: settings of Python, of the libraries and of unveil; no secrets.
-
-    Args:
-        declared: Names of further variables that its work needs.
-    """
+def compute_environment() -> dict[str, str]:
+    """Return the variables for a process that computes: settings of Python, libraries and unveil; no secrets."""
     return {
         key: value
         for key, value in os.environ.items()
-        if key in declared
-        or ((key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES)) and not any(part in key for part in _SECRET))
+        if (key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES)) and not any(part in key for part in _SECRET)
     }
 
 

@@ -254,7 +254,7 @@ def _runs(writer: _Writer) -> bool:
         return False
     except (OSError, OverflowError):
         pass  # it belongs to another user
-    status = _status(writer.pid)
+    status = process_status(writer.pid)
     if status is None:
         return True
     state, started = status
@@ -267,11 +267,11 @@ def _this_process() -> _Writer:
 
 @cache
 def _writer_of(pid: int) -> _Writer:
-    status = _status(pid)
+    status = process_status(pid)
     return _Writer(pid, 0 if status is None else status[1], _system())
 
 
-def _status(pid: int) -> tuple[str, int] | None:
+def process_status(pid: int) -> tuple[str, int] | None:
     """Return the state and the start time of a process from /proc; None if there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.io.files import explained, write_atomically
+from unveil.io.staging import process_status
 
 PROGRAM = (sys.executable, "-m", "unveil.server.jobs.task_main")
 CHILDREN = "children"  # subfolder of notes in the state folder
@@ -201,11 +202,8 @@ def _is_alive(process: int, born: int) -> bool:
 
 def _start_time(process: int) -> int | None:
     """Return the start time of a process in clock ticks; None if it has ended or the system does not report it."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    status = process_status(process)
+    return None if status is None or status[0] in "ZX" else status[1]
 
 
 def _kill(leader: int) -> None:
