@@ -49,7 +49,7 @@ class FileAccess:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or path.split("/")[1:2] == [] or path.split("/")[1] not in LANGUAGES:
+        if scope["type"] != "http" or path.split("/")[1] not in LANGUAGES:
             await self._app(scope, receive, send)
             return
         owner = str(scope.get("state", {}).get("owner", ""))
@@ -61,11 +61,8 @@ class FileAccess:
             if path.endswith(_UPLOAD_ROUTE) and scope["method"] == "POST":
                 await run_in_threadpool(self._service.check_quota, owner, _content_length(scope))
             receive = await self._checked(scope, receive, owner)
-        except HttpProblem as problem:
-            await JSONResponse(problem.as_json(), problem.status, headers=problem.headers)(scope, receive, send)
-            return
-        except Error as error:
-            problem = http_problem(error)
+        except (HttpProblem, Error) as error:
+            problem = http_problem(error) if isinstance(error, Error) else error
             await JSONResponse(problem.as_json(), problem.status, headers=problem.headers)(scope, receive, send)
             return
         is_data = "/gradio_api/" in path and _FILE_ROUTE.search(path) is None

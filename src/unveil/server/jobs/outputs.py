@@ -316,8 +316,6 @@ class UploadStore:
         else:
             with staged(path) as part, part.open("xb") as copy:
                 _copy(file, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
         write_atomically(info, json.dumps(upload._asdict()))  # last: if it exists, so does the file
         return upload
 
