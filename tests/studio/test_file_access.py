@@ -115,3 +115,7 @@ def test_files_of_the_page_count_for_the_quota(keyed: Server):
     refused = send(keyed, OTHER, png(noise))
     assert refused.status == 507
     assert refused.json["error"]["code"] == "quota_exceeded"
+
+
+def test_a_request_without_a_path_is_no_fault_of_the_server(keyed: Server):
+    assert keyed.ask("OPTIONS", "*", key=KEY).status in (400, 404, 405)

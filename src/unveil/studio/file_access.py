@@ -23,7 +23,7 @@ from unveil.server.http.middleware import JSON, App, Message, Receive, Scope, Se
 from unveil.server.jobs.outputs import FOLDER
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.worker_main import MADE
-from unveil.studio.i18n import LANGUAGES
+from unveil.studio.i18n import is_page_path
 
 _FILE_ROUTE = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
 _UPLOAD_ROUTE = "/gradio_api/upload"
@@ -49,7 +49,7 @@ class FileAccess:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or path.split("/")[1] not in LANGUAGES:
+        if scope["type"] != "http" or not is_page_path(path):
             await self._app(scope, receive, send)
             return
         owner = str(scope.get("state", {}).get("owner", ""))

@@ -16,6 +16,11 @@ TASK_CATALOGUE = Path(__file__).parent / "chinese_tasks.yaml"
 CHINESE_TASKS: dict[str, str] = read_yaml(TASK_CATALOGUE.read_text("utf-8"), TASK_CATALOGUE.name)
 
 
+def is_page_path(path: str) -> bool:
+    """Return True if the path of a request is that of the page in one of its languages, such as /en/assets."""
+    return path.startswith(tuple(f"/{language}/" for language in LANGUAGES)) or path[1:] in LANGUAGES
+
+
 class Localized(str):
     """A text in the language of the page."""
 

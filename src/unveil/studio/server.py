@@ -18,7 +18,7 @@ from unveil.server.http.middleware import App, Message, Receive, Scope, Send
 from unveil.server.jobs.service import Service
 from unveil.studio.client import StudioClient
 from unveil.studio.file_access import FileAccess
-from unveil.studio.i18n import LANGUAGES
+from unveil.studio.i18n import LANGUAGES, is_page_path
 from unveil.studio.login import LOGIN_PATH, LoginMiddleware, cookie_of
 from unveil.studio.page import mount_pages
 from unveil.studio.ssrf_guard import disable_url_fetch, names_url
@@ -98,7 +98,7 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or path.split("/")[1] not in LANGUAGES:
+        if scope["type"] != "http" or not is_page_path(path):
             await self._app(scope, receive, send)
             return
         if names_url(path):
