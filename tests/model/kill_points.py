@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,12 +53,17 @@ class Scenario(NamedTuple):
 
 
 def watch_operations(on_operation: Callable[[str], object]) -> None:
-    """Call a function before each file operation of this process; the only way back is its end."""
+    """Call a function before each file operation of the main thread; the only way back is the end of the process.
+
+    The thread that writes TensorBoard's event files is left out: how its operations fall between the others differs
+    from run to run, so a number would not name the same moment twice.
+    """
     real_fsync, real_exchange = os.fsync, staging.exchange
+    main_thread = threading.main_thread()
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         opens = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_TRUNC)
-        if event in EVENTS or opens:
+        if (event in EVENTS or opens) and threading.current_thread() is main_thread:
             on_operation(event)
 
     def fsync(handle: int) -> None:
