@@ -1,4 +1,4 @@
-# Everything runs from a fresh clone: each target sets up .venv once, from pinned versions (CPU torch).
+# Everything runs from a fresh clone: each target sets up .venv once, from pinned versions with their hashes.
 PYTHON ?= python3
 WORKERS ?= 2
 MINUTES ?= 4
@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+LOCKED := $(PIP_INSTALL) --require-hashes -c constraints.txt
 # pip compiles one file after the other, which takes two minutes; some packages contain files for other versions of Python.
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # The tensors are small: more compute threads would wait for each other.
@@ -20,7 +21,7 @@ TESTS = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist 
 # A full run (`make bench`) needs the whole machine.
 TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
 
-.PHONY: help setup demo test test-all check lint format docs bench clean
+.PHONY: help setup demo test test-all check lint format docs bench lock release-check clean
 
 help:
 	@echo "make demo      set up, train on handwritten digits, write samples, a report and a video from a prompt (about 6 minutes on 2 cores, set-up included)"
@@ -29,6 +30,8 @@ help:
 	@echo "make check     lint, format, types, docstrings, import rules"
 	@echo "make lint      the same without the rules that are tests"
 	@echo "make docs      the documentation site in docs/_build/html"
+	@echo "make lock      constraints.txt again; UPGRADE=--upgrade takes the newest versions"
+	@echo "make release-check  the distributions and the list of their contents (SBOM) in dist, tried in an environment of their own"
 	@echo "make bench     every benchmark, in full; docs/benchmarks.md is generated"
 
 setup: $(DEV_READY)
@@ -36,16 +39,21 @@ setup: $(DEV_READY)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Two steps, so that the build backend is pinned too: an isolated build would take the newest.
-$(READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) hatchling editables
-	$(INSTALL) --no-build-isolation -e ".[video]"
+# pip of before 2026 takes no hashes from a constraints file. A folder of sources has no hash, so the project itself is
+# installed last, without dependencies, by the build backend of the lock.
+$(READY): pyproject.toml constraints.txt .ci/requirements.py | $(BIN)/python
+	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt >$(VENV)/pip.txt
+	$(PIP_INSTALL) --require-hashes -r $(VENV)/pip.txt
+	@$(BIN)/python .ci/requirements.py video >$(VENV)/requirements.txt
+	$(LOCKED) -r $(VENV)/requirements.txt
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@$(COMPILE)
 	@touch $@
 
 # Checks and tests also need the tools, Sphinx, and the packages that benchmarks compare with.
 $(DEV_READY): $(READY)
-	$(INSTALL) --no-build-isolation -e ".[hf,dev,docs,bench,video,endpoint,studio]"
+	@$(BIN)/python .ci/requirements.py hf dev docs bench video endpoint studio >$(VENV)/requirements-dev.txt
+	$(LOCKED) -r $(VENV)/requirements-dev.txt
 	@$(COMPILE)
 	@touch $@
 
