@@ -86,6 +86,12 @@ class Formula(nn.Module):
         return torch.cat([y, self.e * torch.cos(3 * x)], 1) if self.two_heads else y
 
 
+def respaced(steps: int, respacing: str | list[int] | None) -> list[int]:
+    """The indices that a respacing keeps: a string, the counts of parts, or None for all."""
+    spacing = respacing if isinstance(respacing, str) else ",".join(map(str, respacing or []))
+    return schedules.respaced_indices(steps, spacing)
+
+
 class Setup:
     """One published diffusion object: its chain, and a denoiser over it."""
 
@@ -93,14 +99,13 @@ class Setup:
         self,
         betas_kind: str,
         steps: int,
-        respacing: str | list[int],
+        respacing: str | list[int] | None,
         *,
         rescale: bool,
         timesteps: list[int] | None = None,
     ):
         self.process = DiscreteVP(betas(OPENAI_BETAS[betas_kind], steps), rescale=1000.0 if rescale else None)
-        spacing = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
-        kept = schedules.respaced_indices(steps, spacing)
+        kept = respaced(steps, respacing)
         if timesteps is not None and kept != timesteps:
             raise AssertionError(f"respacing {respacing!r} keeps {kept}, recorded {timesteps}")
         self.schedule = schedules.at_indices(self.process, kept)
@@ -154,7 +159,7 @@ def dit_schedule(case: Case) -> Iterator[Comparison]:
     spacings = [spacing["timestep_respacing"] for spacing in case.meta["respacings"].values()]
     yield case.compare("timestep_respacing", int(spacings == call["timestep_respacing"]), want=1)
     for name, spacing in case.meta["respacings"].items():
-        kept = schedules.respaced_indices(len(table), spacing["timestep_respacing"])
+        kept = respaced(len(table), spacing["timestep_respacing"])
         yield case.compare(f"{name}.num_timesteps", len(kept), want=spacing["num_timesteps"])
         chosen = DiscreteVP(table).alpha_bar[torch.tensor(kept) + 1]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), chosen[:-1]])
@@ -197,7 +202,7 @@ def improved_losses(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/losses: 3 predictions x 4 variances x 4 losses, and single steps of three samplers."""
     meta = case.meta
     setup = Setup(
-        meta["schedule"], meta["steps"], meta["respacing"] or "", rescale=meta["rescale_timesteps"],
+        meta["schedule"], meta["steps"], meta["respacing"], rescale=meta["rescale_timesteps"],
         timesteps=meta["timestep_map"],
     )  # fmt: skip
     t, x0, noise = case.io["input.t"], case.io["input.x0"], case.io["input.noise"]
@@ -329,7 +334,7 @@ def calc_bpd(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/calc_bpd: every term of the bound."""
     meta, call = case.meta, keywords(case.meta["constructor"], OPENAI)
     setup = Setup(
-        call["noise_schedule"], call["steps"], call["timestep_respacing"] or "", rescale=call["rescale_timesteps"],
+        call["noise_schedule"], call["steps"], call["timestep_respacing"], rescale=call["rescale_timesteps"],
         timesteps=meta["timestep_map"],
     )  # fmt: skip
     denoiser, variance, condition = openai_denoiser(case, setup, call)
@@ -405,7 +410,7 @@ def dit_setup(case: Case) -> tuple[Setup, dict[str, Any]]:
     """DiT's `create_diffusion`, and its keywords."""
     call = keywords(case.meta["constructor"], DIT)
     setup = Setup(
-        call["noise_schedule"], call["diffusion_steps"], call["timestep_respacing"] or "", rescale=False,
+        call["noise_schedule"], call["diffusion_steps"], call["timestep_respacing"], rescale=False,
         timesteps=case.meta.get("timestep_map"),
     )  # fmt: skip
     return setup, call

@@ -108,7 +108,7 @@ class Solver:
         self.bent = sample.get("solver_type", "dpmsolver") == "taylor"
         self.order, self.steps = sample.get("order", 2), sample.get("steps", 20)
         self.skip = sample.get("skip_type", "time_uniform")
-        self.first, self.last = sample.get("t_start", 1.0), sample.get("t_end", 1 / vp.length)
+        self.first, self.last = sample.get("t_start") or 1.0, sample.get("t_end") or 1 / vp.length
         self.times: list[float] = []
         self.states: list[Tensor] = []
 
@@ -116,7 +116,7 @@ class Solver:
         """x0 with its correction."""
         self.times.append(t)
         x0 = self.exact.denoised(x / self.vp.alpha(t), self.vp.sigma(t) / self.vp.alpha(t))
-        if "correcting_x0_fn" not in self.init:
+        if self.init.get("correcting_x0_fn") is None:
             return x0
         ratio, most = self.init.get("dynamic_thresholding_ratio", 0.995), self.init.get("thresholding_max_val", 1.0)
         bound = torch.quantile(x0.abs().flatten(1), ratio, dim=1).clamp(min=most).reshape(-1, 1, 1, 1)

@@ -139,6 +139,8 @@ def corrected_x0(step: DenoiseFn, init: Mapping[str, Any], of: Of) -> tuple[Deno
     ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
     if correction not in (None, "dynamic_thresholding"):
         raise Unsupported(f"correcting_x0_fn {correction!r}")
+    if init.get("correcting_xt_fn") is not None:
+        raise Unsupported(f"correcting_xt_fn {init['correcting_xt_fn']!r}")
     corrected = step if correction is None else thresholded(step, ratio, most)
     return corrected if of == "x0" else step, corrected
 
@@ -160,6 +162,7 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: Map
     # every method takes these, whether it uses them or not
     absolute, relative, steps = sample.get("atol", 0.0078), sample.get("rtol", 0.05), sample.get("steps", 20)
     lower = 10 if sample.get("lower_order_final", True) else 0
+    sample.get("return_intermediate")  # returns more, and changes nothing
     if method == "adaptive":
         near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
         tolerance = Tolerance(absolute, relative, across=max_error, unit=x_unit, slack=near)
@@ -302,7 +305,7 @@ def unipc_run(
     lower = math.inf if sample.get("lower_order_final", True) else 0
     plan = unipc(schedule, sample.get("order", 2), of=of, predict=predict, correct=correct, lower_below=lower)
     yield from recorded(case, name, plan, steps, -1, schedule[-1] if sample.get("denoise_to_zero") else None)
-    for unused in ("atol", "rtol"):  # of other methods; all keywords are taken
+    for unused in ("atol", "rtol", "return_intermediate"):  # of other methods; all keywords are taken
         sample.get(unused)
     if number > 1:
         first = corrected(unipc(schedule, 1, of=of, correct=correct), schedule, steps[0], case)

@@ -20,6 +20,15 @@ NOISY = {"kind": "discrete", "t_T": 1.0}, {"ls": 0.0009, "le": 0.045, "T": 1000}
 FULLY = LINEAR, SHORT  # every setting of their runs is changed; of the others, those of the schedule
 THRESHOLD = {"correcting_x0_fn": "dynamic_thresholding", "dynamic_thresholding_ratio": 0.8, "thresholding_max_val": 0.7}
 
+INIT = {
+    "correcting_x0_fn": None, "correcting_xt_fn": None, "thresholding_max_val": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+}  # fmt: skip
+SAMPLE = {
+    "steps": 20, "t_start": None, "t_end": None, "order": 2, "skip_type": "time_uniform", "method": "multistep",
+    "lower_order_final": True, "denoise_to_zero": False, "atol": 0.0078, "rtol": 0.05, "return_intermediate": False,
+}  # fmt: skip
+
 
 def record(solver: type[Solver], schedule: Schedule, runs: dict[str, Run]) -> Record:
     """The case of some runs of one schedule."""
@@ -57,6 +66,7 @@ def of_eps(init: dict[str, Any] | None = None, **sample: Any) -> Run:
 
 DPM = {
     "defaults": {"init": {}, "sample": {}},
+    "spelled-out": of_x0(INIT, **SAMPLE, solver_type="dpmsolver"),
     "parts": of_x0(steps=7, order=3, skip_type="time_quadratic", t_start=0.9, t_end=0.02),
     "bent": of_eps(steps=6, order=2, skip_type="logSNR", solver_type="taylor", lower_order_final=False),
     "third": of_eps(steps=11, order=3, skip_type="time_quadratic", lower_order_final=True),
@@ -98,6 +108,7 @@ def uni_eps(init: dict[str, Any] | None = None, **sample: Any) -> Run:
 
 UNIPC = {
     "defaults": {"init": {}, "sample": {}},
+    "spelled-out": uni_x0(INIT | {"variant": "bh1"}, **SAMPLE),
     "b2": uni_eps({"variant": "bh2"}, steps=7, order=3, skip_type="time_quadratic", t_start=0.9, t_end=0.02),
     "b1": uni_x0({"variant": "bh1"}, steps=6, order=2, skip_type="logSNR", lower_order_final=False),
     "varying": uni_x0({"variant": "vary_coeff"}, steps=8, order=3, skip_type="time_quadratic", denoise_to_zero=True),
