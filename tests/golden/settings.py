@@ -29,11 +29,19 @@ PROSE = frozenset({"model", "classifier", "inner", "inner_model", "args", "argum
 EVERYWHERE = frozenset({"formula", "like_case", "nfe", "noise_draws", "model_calls", "net_calls", "fevals", "info",
                         "kid_rng", "kid_kernel"})  # fmt: skip
 
+AUTOENCODER_TRAINING = tuple(
+    f"arguments.{name}"
+    for name in ("lossconfig", "monitor", "image_key", "ckpt_path", "ignore_keys", "colorize_nlabels")
+)
+
 # Settings without effect on anything that is recorded, by kind: their place, where * is any key.
 WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
-    # what the training adds to the network
-    "latent-diffusion/autoencoder_kl": ("arguments.lossconfig",),
-    "latent-diffusion/vqmodel": ("arguments.lossconfig",),
+    # what the training adds to the network, and where it starts
+    "latent-diffusion/autoencoder_kl": AUTOENCODER_TRAINING,
+    "latent-diffusion/vqmodel": (
+        *AUTOENCODER_TRAINING, "arguments.batch_resize_range", "arguments.scheduler_config", "arguments.lr_g_factor",
+        "arguments.use_ema",
+    ),
     # the last hidden state comes before the projection, and no token is searched for
     "latent-diffusion/sd1_tiny_pipeline": (
         "vae_arguments.lossconfig", "text_arguments.projection_dim", "text_arguments.bos_token_id",
