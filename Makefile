@@ -21,7 +21,7 @@ TESTS = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist 
 # A full run (`make bench`) needs the whole machine.
 TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
 
-.PHONY: help setup demo test test-all check lint format docs bench lock release-check clean
+.PHONY: help setup demo test test-all check lint format docs bench lock clean
 
 help:
 	@echo "make demo      set up, train on handwritten digits, write samples, a report and a video from a prompt (about 6 minutes on 2 cores, set-up included)"
@@ -31,7 +31,6 @@ help:
 	@echo "make lint      the same without the rules that are tests"
 	@echo "make docs      the documentation site in docs/_build/html"
 	@echo "make lock      constraints.txt again; UPGRADE=--upgrade takes the newest versions"
-	@echo "make release-check  the distributions and the list of their contents (SBOM) in dist, tried in an environment of their own"
 	@echo "make bench     every benchmark, in full; docs/benchmarks.md is generated"
 
 setup: $(DEV_READY)
@@ -41,9 +40,10 @@ $(BIN)/python:
 
 # pip of before 2026 takes no hashes from a constraints file. A folder of sources has no hash, so the project itself is
 # installed last, without dependencies, by the build backend of the lock.
-$(READY): pyproject.toml constraints.txt .ci/requirements.py | $(BIN)/python
+$(READY): pyproject.toml constraints.txt .ci/requirements.py .ci/torch-cpu.txt | $(BIN)/python
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt >$(VENV)/pip.txt
 	$(PIP_INSTALL) --require-hashes -r $(VENV)/pip.txt
+	@$(PIP_INSTALL) --require-hashes --no-deps -r .ci/torch-cpu.txt 2>/dev/null || true
 	@$(BIN)/python .ci/requirements.py video >$(VENV)/requirements.txt
 	$(LOCKED) -r $(VENV)/requirements.txt
 	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
@@ -77,6 +77,12 @@ lint: $(DEV_READY)
 
 check: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -q --durations=0 tests/rules -m "not slow and not release"
+
+# Writes the versions and hashes of all packages; needs the package index.
+lock: $(DEV_READY)
+	@$(BIN)/python .ci/requirements.py release >$(VENV)/requirements-release.txt
+	$(LOCKED) -r $(VENV)/requirements-release.txt
+	$(BIN)/python .ci/lock.py $(UPGRADE)
 
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-DECIDES = ("constraints.txt", "pyproject.toml", "Makefile", ".ci/requirements.py")
+DECIDES = ("constraints.txt", "pyproject.toml", "Makefile", ".ci/requirements.py", ".ci/torch-cpu.txt")
 VERSION = "src/unveil/__init__.py"  # its number is in the metadata of the installed project
 MARK = "complete"  # holds the folder in which the environment was made
 READY = (".ready", ".ready-dev")  # what `make` looks at

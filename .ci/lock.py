@@ -13,35 +13,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "constraints.txt"
+CPU_BUILD = ROOT / ".ci" / "torch-cpu.txt"
 PYTHON = "3.11.5"  # the oldest one for which all tools have a release
 TOOLS = "pip\neditables\n"  # what installs the project; its own requirements are in pyproject.toml
-# Builds of the same version that the package index does not list, because another index has them
-OTHER_BUILDS = {
-    # torch 2.13.0+cpu for CPython 3.11 on x86-64 Linux
-    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
-}
 HEAD = """\
 # Written by `make lock`: exact versions with the hashes of their files, for Python 3.11 to 3.13 on Linux, macOS and
 # Windows. The tests and the recorded results ran with these versions. `make setup` accepts no other file.
-# torch is the CPU build of this version where a package index offers one.
+# torch is the CPU build of this version where a package index offers one: .ci/torch-cpu.txt.
 """
 
 
-def with_other_builds(lines: list[str]) -> list[str]:
-    """Return the lines of a lock with the hashes of further builds added.
+def check_cpu_build(lines: list[str]) -> None:
+    """Check that the CPU build of torch that is tried first is the version of the lock.
 
     Raises:
-        SystemExit: The lock has another version of such a package.
+        SystemExit: It is another version.
     """
-    left = dict(OTHER_BUILDS)
-    result: list[str] = []
-    for line in lines:
-        result.append(line)
-        hashes = left.pop(line.removesuffix(" \\"), [])
-        result += [f"    --hash=sha256:{digest} \\" for digest in hashes]
-    if left:
-        raise SystemExit(f"{', '.join(left)} is not in the lock any more: update OTHER_BUILDS in {Path(__file__).name}")
-    return result
+    build = CPU_BUILD.read_text("utf-8").split("\n")
+    (pinned,) = (line.removesuffix(" \\") for line in lines if line.startswith("torch=="))
+    if not any(line.startswith(f"{pinned}+cpu ") for line in build):
+        raise SystemExit(f"{CPU_BUILD.name}: the lock has {pinned}; write the hash of its CPU build there, too")
 
 
 def main(options: list[str]) -> int:
@@ -56,7 +47,8 @@ def main(options: list[str]) -> int:
     try:
         subprocess.run(command, cwd=ROOT, input=TOOLS, text=True, check=True, stdout=subprocess.DEVNULL)
         lines = [line for line in fresh.read_text("utf-8").splitlines() if not line.startswith("#")]
-        fresh.write_text(HEAD + "\n".join(with_other_builds(lines)) + "\n", "utf-8")
+        check_cpu_build(lines)
+        fresh.write_text(HEAD + "\n".join(lines) + "\n", "utf-8")
         os.replace(fresh, LOCK)
     except subprocess.CalledProcessError as problem:
         return problem.returncode
