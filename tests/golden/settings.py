@@ -51,7 +51,9 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "score_sde_pytorch/ncsnpp": (
         *(f"arguments.model.{name}" for name in (
             "sigma_min", "sigma_max", "num_scales", "beta_min", "beta_max", "init_scale", "fourier_scale", "fir_kernel",
+            "name", "ema_rate",
         )),
+        *(f"arguments.data.{name}" for name in ("dataset", "random_flip", "uniform_dequantization")),
         "arguments.training",
     ),
     # which layers a file is on, the file shows; a DiT has no groups
