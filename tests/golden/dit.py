@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,22 @@ from unveil.nn.dit import WAVES, DiT, DiTConfig
 from unveil.nn.embeddings import sinusoid
 from unveil.types import Condition
 
+# Of the published constructor, for what a case leaves out
+DEFAULTS: Mapping[str, Any] = {
+    "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16,
+    "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, "learn_sigma": True,
+}  # fmt: skip
 GUIDED = 3  # channels that the published guidance touches, of however many there are
+
+
+def with_defaults(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Published constructor arguments, complete."""
+    return ChainMap(made, DEFAULTS)  # type: ignore[arg-type]
 
 
 def config_of(made: Mapping[str, Any]) -> DiTConfig:
     """The configuration of published constructor arguments."""
+    made = with_defaults(made)
     return DiTConfig(
         in_channels=made["in_channels"],
         out_channels=made["in_channels"] * (2 if made["learn_sigma"] else 1),
@@ -37,6 +49,7 @@ def config_of(made: Mapping[str, Any]) -> DiTConfig:
 
 def built(case: Case, made: Mapping[str, Any]) -> tuple[DiT, Label]:
     """The network with the case's weights, and its table of labels."""
+    made = with_defaults(made)
     config, theirs = config_of(made), case.weights()
     seen = dit_keys.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
     assert seen == config, "keys and shapes show another configuration than the case's"

@@ -43,6 +43,16 @@ def built(config: edm.Config, parts: edm.EDMWeights) -> nn.Module:
     return network.eval()
 
 
+def loaded_weights(case: Case, config: edm.Config) -> edm.EDMWeights:
+    """The case's weights, which have as many classes as its arguments."""
+    parts = edm.convert_state_dict(case.weights(), config)
+    rows = 0 if parts.label is None else len(parts.label[edm.OUR_LABEL]) - isinstance(config, SongUNetConfig)
+    count = case.meta["arguments"].get("label_dim", 0)
+    if rows != count:
+        raise AssertionError(f"label_dim {count}, but the weights have {rows} classes")
+    return parts
+
+
 def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, batch: int) -> Condition | None:
     """The vector that the label table makes of class weights, which need not be one class; None: no label."""
     if parts.label is None:
@@ -57,7 +67,7 @@ def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, 
 def network(case: Case) -> Iterator[Comparison]:
     """edm/network: SongUNet or DhariwalUNet."""
     io, config = case.io, edm.config_from_arguments(case.meta["klass"], case.meta["arguments"])
-    parts = edm.convert_state_dict(case.weights(), config)
+    parts = loaded_weights(case, config)
     condition = labelled(parts, config, io.get("class_labels"), len(io["x"]))
     run = Bound(built(config, parts), io.get("augment_labels"))
     yield case.compare("out", run(io["x"], io["noise_labels"], condition))
@@ -66,9 +76,10 @@ def network(case: Case) -> Iterator[Comparison]:
 def score_network(case: Case) -> Iterator[Comparison]:
     """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
     model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
-    for name, only in {"attention_type": "ddpm", "conv_size": 3, "resamp_with_conv": True}.items():
+    for name, only in {"attention_type": "ddpm", "conv_size": 3}.items():
         if model.get(name, only) != only:
             raise Unsupported(f"{name} {model[name]!r}")
+    model.get("resamp_with_conv")  # blocks of the kind "biggan" do not use it
     config = score_sde.config_from_arguments(case.meta["arguments"])
     own = SongUNet(config).eval()
     own.load_state_dict(score_sde.convert_state_dict(state, config))
@@ -94,7 +105,7 @@ class Shell:
             self.prediction.__dict__["ratios"] = single_ratios(self.prediction)
         if isinstance(self.prediction, preconditioning.VPPreconditioning):
             self.prediction = SingleVP(**vars(self.prediction))
-        self.parts = edm.convert_state_dict(case.weights(), self.config)
+        self.parts = loaded_weights(case, self.config)
         self.network = built(self.config, self.parts)
 
     @property

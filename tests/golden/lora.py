@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,11 @@ from unveil.types import Condition
 PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank
 INPUTS = (("sample", "x"), ("timestep", "timesteps"), ("encoder_hidden_states", "context"))
 OTHERS = ("lora_diffusers_old.safetensors", "lora_kohya.safetensors")
+# Settings of DiTTransformer2DModel that the library has with one value alone
+DIT_ONLY = {
+    "attention_bias": True, "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero",
+    "upcast_attention": False, "norm_elementwise_affine": False,
+}  # fmt: skip
 
 
 class Base(NamedTuple):
@@ -44,8 +51,10 @@ def dit_base(case: Case) -> Base:
     }  # fmt: skip
     if other := [name for name, size in sizes.items() if made.get(name, size) != size]:
         raise AssertionError(f"the weights have {sizes}, the case has another {other[0]}")
-    if made.get("norm_elementwise_affine", False):
-        raise Unsupported("norm_elementwise_affine")
+    for name, only in DIT_ONLY.items():
+        if made.get(name, only) != only:
+            raise Unsupported(f"{name} {made[name]!r}")
+    config = replace(config, mlp_norm_eps=made.get("norm_eps", config.mlp_norm_eps))
     parts = dit_keys.convert_state_dict(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
@@ -113,13 +122,22 @@ def peft(case: Case) -> Iterator[Comparison]:
     """peft's adapter through diffusers: off, on, at half its weight, merged; and its two exports to other namings."""
     base = base_of(case, case.meta["klass"])
     lora_config = case.meta["lora_config"]
-    scale = lora_config["lora_alpha"] / (lora_config["r"] ** 0.5 if lora_config.get("use_rslora") else lora_config["r"])
+    root = lora_config["r"] ** 0.5 if lora_config.get("use_rslora") else 1.0
+    scale = lora_config["lora_alpha"] * root / lora_config["r"]
+    patterns = {name: dict(lora_config.get(f"{name}_pattern", {})) for name in ("rank", "alpha")}
     network, parts = base.part.network, {base.part.role: base.part}
-    for name in (*PEFT, *OTHERS):
+    # one weight for a whole file cannot stand for alphas and ranks by layer
+    for name in PEFT if any(patterns.values()) else (*PEFT, *OTHERS):
         if not (case.folder / name).exists():
             continue
-        weight = 1.0 if name in PEFT else scale
-        report = lora.attach(parts, name, lora.read_lora(case.folder / name), weight)
+        weight, file = 1.0 if name in PEFT else scale, lora.read_lora(case.folder / name)
+        for entry in file.entries:
+            rank = pattern_of(patterns["rank"], entry.path, lora_config["r"])
+            alpha = pattern_of(patterns["alpha"], entry.path, lora_config["lora_alpha"])
+            alpha *= rank**0.5 if lora_config.get("use_rslora") else 1
+            if entry.rank != rank or (name in PEFT and entry.alpha not in (None, alpha)):
+                raise AssertionError(f"{name}: {entry.path} has rank {entry.rank} and alpha {entry.alpha}")
+        report = lora.attach(parts, name, file, weight)
         assert not report.unmatched, report.text()
         yield case.compare(f"{name} on", base.output(), "out_lora")
         layers.set_weights(network, {name: 0.5 * weight})
@@ -128,6 +146,12 @@ def peft(case: Case) -> Iterator[Comparison]:
         yield from merged(case, network, name, base)
         layers.detach(network, name)
         yield case.compare(f"{name} off", base.output(), "out_base")
+
+
+def pattern_of(patterns: Mapping[str, float], path: str, otherwise: float) -> float:
+    """The value of the first of peft's patterns that the end of a path has."""
+    fitting = (value for pattern, value in patterns.items() if re.search(rf"(^|\.)({pattern})$", path))
+    return next(fitting, otherwise)
 
 
 def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Comparison]:
@@ -150,6 +174,7 @@ def kohya(case: Case) -> Iterator[Comparison]:
     for key, down in written.items():
         if key.endswith(".lora_down.weight"):
             rank, alpha = convolution if down.ndim == 4 and down.shape[-1] > 1 else linear
+            alpha = alpha or rank  # none means a scale of 1
             stated = written[key.replace("lora_down.weight", "alpha")]
             if (down.shape[0], float(stated)) != (rank, alpha):
                 raise AssertionError(f"{key}: rank {down.shape[0]} with alpha {float(stated)}")
@@ -194,6 +219,8 @@ def worked_merge(case: Case) -> Iterator[Comparison]:
     """One linear layer and one 3x3 convolution, merged by hand."""
     io = case.io
     for prefix, layer in (("", nn.Linear(1, 1)), ("conv_", nn.Conv2d(1, 1, 1))):
+        if f"{prefix}W" not in io:
+            continue
         down, up = io[f"{prefix}down"], io[f"{prefix}up"].flatten(1)
         layer.weight = nn.Parameter(io[f"{prefix}W"], requires_grad=False)
         network = nn.ModuleDict({"layer": layer})

@@ -51,12 +51,19 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "score_sde_pytorch/ncsnpp": (
         *(f"arguments.model.{name}" for name in (
             "sigma_min", "sigma_max", "num_scales", "beta_min", "beta_max", "init_scale", "fourier_scale", "fir_kernel",
+            "name", "ema_rate",
         )),
+        *(f"arguments.data.{name}" for name in ("dataset", "random_flip", "uniform_dequantization")),
         "arguments.training",
     ),
-    # which layers a file is on, the file shows; a DiT has no groups
+    # which layers a file is on, the file shows; how a LoRA begins and is trained; a DiT has no groups
     "lora/cloneofsimo": ("arguments.target_replace",),
-    "lora/peft": ("lora_config.target_modules", "arguments.norm_num_groups"),
+    "lora/peft": (
+        *(f"lora_config.{name}" for name in (
+            "target_modules", "init_lora_weights", "lora_dropout", "bias", "task_type", "peft_type", "inference_mode",
+        )),
+        "arguments.norm_num_groups", "arguments.dropout",
+    ),
     # the recorded scale of the formula, which `settings` has as well
     "guided-diffusion/guidance": ("cond_scale",),
     # a network does not use the length of its schedule

@@ -28,7 +28,7 @@ from unveil.types import Condition
 def pipeline(case: Case) -> Iterator[Comparison]:
     """Tokens, DDIM with guidance, decoded: everything read from the union of the files, as of one checkpoint."""
     # the only kind whose steps are recorded in a remark alone
-    numbers = re.search(r"DDIM (\d+) steps eta ([\d.]+) CFG ([\d.]+)", case.meta["flags"])
+    numbers = re.search(r"DDIM (\d+) steps eta ([\d.]+) CFG (-?[\d.]+)", case.meta["flags"])
     if numbers is None:
         raise Unsupported(f"a pipeline of other steps: {case.meta['flags']}")
     steps, eta, scale = int(numbers[1]), float(numbers[2]), float(numbers[3])

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.invented import Record, changed, check, failures, normal, spread
-from unveil.checkpoints import ldm_unet
-from unveil.nn.unet import UNet
-from unveil.types import Condition
+from tests.golden.reference_layers import Weights
+from tests.golden.reference_unet import UNet
 
 # ---------------------------------------------------------------------- tables, losses and a step
 
@@ -63,6 +62,7 @@ def ddpm_schedule(runs: dict[str, dict[str, Any]], inner: dict[str, float], clip
         mean = lambda x0, x, first=first, second=second, t=t: spread(first[t], x) * x0 + spread(second[t], x) * x  # noqa: E731
         got = {
             "betas": beta, "alphas_cumprod": bar, "posterior_variance": variance, "lvlb_weights": weights,
+            "logvar": torch.full((steps,), run.get("logvar_init", 0.0)),
             "q_sample": x, "x0_from_eps": (x - spread(s[t], x) * noise) / spread(a[t], x), "q_post_mean": mean(x0, x),
             "val/loss_simple": simple, "val/loss_vlb": bound, "val/loss": loss, "loss": loss,
             "p_sample": mean(estimate, x) + spread(deviation, x) * noise,
@@ -89,6 +89,24 @@ def test_tables_and_losses_of_latent_diffusion(tmp_path):
     check(tmp_path, record, changes)
 
 
+def test_the_other_tables_of_latent_diffusion(tmp_path):
+    runs = {
+        "linear": {"beta_schedule": "sqrt_linear", "timesteps": 7, "linear_start": 0.01, "linear_end": 0.2,
+                   "parameterization": "x0", "loss_type": "l2", "logvar_init": 0.4, "v_posterior": 1.0},
+        "sqrt": {"beta_schedule": "sqrt", "timesteps": 90, "linear_start": 1e-6, "linear_end": 4e-4,
+                 "l_simple_weight": 0.0, "original_elbo_weight": 1.0, "loss_type": "l1"},
+        "cosine": {"beta_schedule": "cosine", "timesteps": 12, "parameterization": "x0", "linear_end": 0.5},
+    }  # fmt: skip
+    record = ddpm_schedule(runs, {"a": -1.3, "b": 0.02}, clips=True)
+    changes = {
+        ("runs", "linear", "beta_schedule"): "linear", ("runs", "linear", "logvar_init"): 0.0,
+        ("runs", "linear", "v_posterior"): 0.9, ("runs", "sqrt", "linear_start"): 1e-4,
+        ("runs", "sqrt", "beta_schedule"): "sqrt_linear", ("runs", "sqrt", "l_simple_weight"): 1.0,
+        ("runs", "cosine", "parameterization"): "eps", ("settings", "clip_denoised"): False,
+    }  # fmt: skip
+    check(tmp_path, record, changes)
+
+
 def test_an_error_in_one_run_hides_no_other(tmp_path):
     runs = {"a": {"timesteps": 10}, "b": {"timesteps": 12}}
     record = ddpm_schedule(runs, {"a": 1.1, "b": 0.1}, clips=True)
@@ -108,16 +126,13 @@ UNET = {
 
 
 def network() -> tuple[UNet, dict[str, Tensor]]:
-    """A small network of random weights, and the weights by published key."""
-    unet = UNet(ldm_unet.config_from_arguments(UNET)).eval().requires_grad_(False)
-    for number, parameter in enumerate(unet.parameters()):
-        scale = 0.2 / math.sqrt(max(1, parameter[0].numel())) if parameter.ndim > 1 else 0.05
-        parameter += scale * normal(number, *parameter.shape)
-    return unet, ldm_unet.published_state_dict(unet.state_dict(), unet.config)
+    """A small network of random weights, and the weights by published key once it has run."""
+    weights = Weights(2)
+    return UNet(weights, UNET, "latent"), weights.tensors
 
 
 class Published:
-    """The samplers' loops as published, in float64 except the network."""
+    """The samplers' loops as published, in float64."""
 
     def __init__(self, settings: dict[str, Any], io: dict[str, Tensor], unet: UNet) -> None:
         self.settings, self.io, self.unet = settings, io, unet
@@ -131,8 +146,8 @@ class Published:
 
     def eps(self, x: Tensor, t: int, scale: float) -> Tensor:
         time = torch.full((len(x),), float(t))
-        cond, null = (self.unet(x.float(), time, Condition(tokens=self.io[name])) for name in ("cond", "uncond"))
-        return (null + scale * (cond - null)).double()
+        cond, null = (self.unet(x, time, context=self.io[name].double()) for name in ("cond", "uncond"))
+        return null + scale * (cond - null)
 
     def moved(self, x: Tensor, eps: Tensor, t: int, before: float, deviation: float, noise: Tensor) -> Any:
         """x_prev and x0."""
@@ -206,17 +221,38 @@ class Published:
                 return (55 * eps - 59 * old[0] + 37 * old[1] - 9 * old[2]) / 24
 
 
-def test_samplers_of_latent_diffusion(tmp_path):
-    settings = {
-        "schedule": {"timesteps": 60, "beta_schedule": "cosine", "cosine_s": 0.03}, "quad_share": 0.7,
-        "img2img_noise": 3, "mask_before": "step",
-    }  # fmt: skip
-    runs: dict[str, dict[str, Any]] = {
-        "quad": {"sampler": "ddim", "S": 3, "eta": 0.6, "temperature": 0.8, "discretize": "quad", "scale": 2.0},
-        "mask": {"sampler": "ddim", "S": 2, "eta": 0.4, "use_mask": True, "unconditional_guidance_scale": 1.5},
-        "plms": {"sampler": "plms", "S": 5, "use_mask": True, "unconditional_guidance_scale": 3.0},
-        "img2img": {"sampler": "img2img", "S": 4, "t_enc": 2, "scale": 1.5, "eta": 0.5},
-    }
+SAMPLED: list[tuple[dict[str, Any], dict[str, dict[str, Any]], dict[tuple[str | int, ...], Any]]] = [
+    (
+        {"schedule": {"timesteps": 60, "beta_schedule": "cosine", "cosine_s": 0.03}, "quad_share": 0.7,
+         "img2img_noise": 3, "mask_before": "step"},
+        {
+            "quad": {"sampler": "ddim", "S": 3, "eta": 0.6, "temperature": 0.8, "discretize": "quad", "scale": 2.0},
+            "mask": {"sampler": "ddim", "S": 2, "eta": 0.4, "use_mask": True, "unconditional_guidance_scale": 1.5},
+            "plms": {"sampler": "plms", "S": 5, "use_mask": True, "unconditional_guidance_scale": 3.0},
+            "img2img": {"sampler": "img2img", "S": 4, "t_enc": 2, "scale": 1.5, "eta": 0.5},
+        },
+        {("settings", "schedule", "cosine_s"): 0.1, ("settings", "quad_share"): 0.8, ("settings", "img2img_noise"): 4,
+         ("runs", "quad", "temperature"): 1.0, ("runs", "plms", "use_mask"): False},
+    ),
+    (
+        {"schedule": {"timesteps": 50, "linear_start": 0.003, "linear_end": 0.2}, "quad_share": 0.5,
+         "img2img_noise": 1, "mask_before": "step"},
+        {
+            # 50 // 4 makes five steps
+            "ddim": {"sampler": "ddim", "S": 4, "eta": 0.0, "temperature": 2.0},
+            "ddpm": {"sampler": "ddim", "S": 3, "eta": 1.0, "scale": 0.0},
+            "quad": {"sampler": "plms", "S": 3, "discretize": "quad", "unconditional_guidance_scale": -1.0},
+            "img2img": {"sampler": "img2img", "S": 3, "t_enc": 1, "use_mask": True, "temperature": 0.5, "eta": 1.0},
+        },
+        {("settings", "schedule", "linear_end"): 0.1, ("runs", "ddpm", "eta"): 0.9, ("runs", "ddpm", "scale"): 1.0,
+         ("runs", "quad", "discretize"): "uniform", ("runs", "img2img", "t_enc"): 2,
+         ("runs", "ddim", "sampler"): "plms", ("settings", "mask_before"): "call"},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "runs", "changes"), SAMPLED)
+def test_samplers_of_latent_diffusion(tmp_path, settings, runs, changes):
     unet, weights = network()
     shape = (2, 2, 4, 4)
     io = {
@@ -229,10 +265,6 @@ def test_samplers_of_latent_diffusion(tmp_path):
         io |= {f"{name}.{field}": value for field, value in published.run(run).items()}
     meta = {"kind": "latent-diffusion/samplers", "runs": runs, "unet_arguments": UNET, "settings": settings}
     compare = {kind: {"rtol": 1e-3, "atol": 1e-5, "atol_of_max": 1e-3} for kind in ("float32", "float64")}
-    changes = {
-        ("settings", "schedule", "cosine_s"): 0.1, ("settings", "quad_share"): 0.8, ("settings", "img2img_noise"): 4,
-        ("runs", "quad", "temperature"): 1.0, ("runs", "plms", "use_mask"): False,
-    }  # fmt: skip
     check(tmp_path, Record({**meta, "compare": compare}, io, weights), changes)
 
 

@@ -20,8 +20,8 @@ T = TypeVar("T")
 PREFIX = "model.diffusion_model."  # of the U-Net's keys in a file that holds all parts
 EMA = "model_ema."  # of the averaged weights' keys, whose rest has lost its dots
 
-# Arguments that say nothing about the result: how heads are counted where there is only one way, memory, precision
-WITHOUT_EFFECT = {"legacy", "use_bf16", "n_embed", "use_fp16", "adm_in_channels"}
+# Arguments that say nothing about the result: memory, precision, and what another argument has to turn on
+WITHOUT_EFFECT = {"use_bf16", "n_embed", "use_fp16", "adm_in_channels"}
 # Arguments of one value: any other is a network that is not here
 ONLY = {
     "disable_self_attentions": (None, False),
@@ -105,6 +105,9 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         if value not in allowed and not (key == "disable_self_attentions" and not any(value)):
             raise RecipeError(f"{key} = {value!r}: is not supported; it must be left out")
     spatial = {key: settings.pop(key, None) for key in SPATIAL}
+    # Without `legacy` a block counts its heads by their width, which follows from num_heads in the decoder too.
+    if not settings.pop("legacy", True):
+        settings.pop("num_heads_upsample", None)
     if isinstance(settings.get("num_classes"), str):
         raise RecipeError(f"num_classes = {settings['num_classes']!r}: only a number of classes is supported")
     blocks = settings.get("num_res_blocks")

@@ -192,10 +192,9 @@ def _configured(path: str, rank: int, settings: Mapping[str, Mapping[str, Any]])
     config = settings.get(role) or settings[""]
     if config.get("use_dora"):
         raise WeightsError("use_dora: DoRA is not read; merge it with the program that made it")
-    alpha = config.get("lora_alpha")
-    for pattern, other in dict(config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            alpha = other
+    patterns: dict[str, Any] = dict(config.get("alpha_pattern") or {})  # the first that matches holds
+    fitting = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module))
+    alpha = next(fitting, config.get("lora_alpha"))
     if alpha is None:
         return None
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
