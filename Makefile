@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
+RELEASE := dist/release-check
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 LOCKED := $(PIP_INSTALL) --require-hashes -c constraints.txt
 # pip compiles one file after the other, which takes two minutes; some packages contain files for other versions of Python.
@@ -21,7 +22,7 @@ TESTS = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist 
 # A full run (`make bench`) needs the whole machine.
 TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
 
-.PHONY: help setup demo test test-all check lint format docs bench lock clean
+.PHONY: help setup demo test test-all check lint format docs bench lock release-check clean
 
 help:
 	@echo "make demo      set up, train on handwritten digits, write samples, a report and a video from a prompt (about 6 minutes on 2 cores, set-up included)"
@@ -31,6 +32,7 @@ help:
 	@echo "make lint      the same without the rules that are tests"
 	@echo "make docs      the documentation site in docs/_build/html"
 	@echo "make lock      constraints.txt again; UPGRADE=--upgrade takes the newest versions"
+	@echo "make release-check  distributions in dist, installed and tried in a new environment, and its list of contents (SBOM)"
 	@echo "make bench     every benchmark, in full; docs/benchmarks.md is generated"
 
 setup: $(DEV_READY)
@@ -83,6 +85,25 @@ lock: $(DEV_READY)
 	@$(BIN)/python .ci/requirements.py release >$(VENV)/requirements-release.txt
 	$(LOCKED) -r $(VENV)/requirements-release.txt
 	$(BIN)/python .ci/lock.py $(UPGRADE)
+
+# What a user of a release gets: the wheel with the locked packages, in an environment without the checkout. The list of
+# contents is in the form of CycloneDX, with versions, licences and dependencies.
+release-check: $(DEV_READY)
+	@$(BIN)/python .ci/requirements.py release >$(VENV)/requirements-release.txt
+	$(LOCKED) -r $(VENV)/requirements-release.txt
+	rm -rf $(RELEASE)
+	$(BIN)/python -m hatchling build -d $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/environment
+	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --require-hashes \
+		--no-deps -r .ci/torch-cpu.txt 2>/dev/null || true
+	@$(BIN)/python .ci/requirements.py hf video endpoint studio >$(RELEASE)/requirements.txt
+	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --require-hashes \
+		-c constraints.txt -r $(RELEASE)/requirements.txt
+	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --no-deps $(RELEASE)/*.whl
+	cd $(RELEASE) && environment/bin/unveil sample ddpm-digits --label 3 -n 4 -o sample.png
+	$(BIN)/python -m cyclonedx_py environment $(RELEASE)/environment/bin/python --pyproject pyproject.toml \
+		--mc-type library --output-reproducible --of JSON -o $(RELEASE)/sbom.json
+	$(BIN)/python .ci/sbom.py $(RELEASE)/sbom.json
 
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .

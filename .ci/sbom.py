@@ -1,0 +1,39 @@
+"""Checks a list of contents (SBOM): each package has the version of constraints.txt, and states a licence."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+UNLOCKED = {"unveil", "pip", "setuptools"}  # the release itself, and what each new environment has
+
+
+def canonical(name: str) -> str:
+    """Return the name of a package as the lock writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def faults(contents: dict[str, Any], lock: str) -> list[str]:
+    """Return what is wrong with a list of contents."""
+    versions = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock, re.M))
+    problems: list[str] = []
+    for component in contents["components"]:
+        name, version = canonical(component["name"]), component["version"].partition("+")[0]
+        if name not in UNLOCKED and versions.get(name) != version:
+            problems.append(f"{name} {version}: constraints.txt has {versions.get(name, 'no such package')}")
+        if not component.get("licenses"):
+            problems.append(f"{name} {version}: no licence")
+    return problems
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    contents = json.loads(file.read_text("utf-8"))
+    problems = faults(contents, (ROOT / "constraints.txt").read_text("utf-8"))
+    print(f"{file}: {len(contents['components'])} packages")
+    print("\n".join(problems))
+    sys.exit(1 if problems else 0)
