@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.learner import SampleSheets, Validator
 from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, guarded, log
+from unveil.train.peers import ProcessWatch
 from unveil.train.run_folder import RunFolder
 from unveil.train.sample_images import image_sheet, plot_run, with_control_images
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
@@ -163,6 +165,7 @@ class TrainingCallback(Callback):
 
     Attributes:
         ended: Reason why the run stopped before its last step, an exit code, or 0 for "out of time"; None: it did not.
+        peers: Watch of the other processes; None: there are none, or training has not started.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems) -> None:
@@ -172,6 +175,7 @@ class TrainingCallback(Callback):
         self.saved: state.TrainingState | None = None
         self.columns: int | None = None
         self.ended: int | None = None
+        self.peers: ProcessWatch | None = None
         self.window = RunningMean()
         self._every = min(max(config.steps // LINES, 1), 50)  # steps behind a line of the log
         self._writes = False
@@ -197,6 +201,9 @@ class TrainingCallback(Callback):
                 f"{self.folder.path}: the processes would begin at steps {', '.join(map(str, steps))}; give all of "
                 "them one folder that they share"
             )
+        if trainer.world_size > 1:
+            host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+            self.peers = ProcessWatch(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast, host)
         module.start_average()
         resumed = self.saved is not None
         if self.saved is not None:

@@ -21,7 +21,7 @@ import torch
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.prediction import fixed_small
-from unveil.errors import Cancelled, OutOfResources, OutputError, RecipeError
+from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
@@ -202,7 +202,8 @@ class _Job:
                 config, self.precision, learner, watch, config.steps - module.step, folder=self.folder.path
             )
             try:
-                _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
+                with _explained_by_peers(watch):
+                    _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
             finally:
                 watch.close()
                 if self.rank == 0:
@@ -249,6 +250,27 @@ class _Job:
             about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{image}"
             write_atomically(path / "card.md", self.learner.card(about))
         return self.folder.checkpoints / checkpoint_store.step_name(step)
+
+
+@contextlib.contextmanager
+def _explained_by_peers(watch: TrainingCallback) -> Iterator[None]:
+    """Context that ends the watch of the other processes.
+
+    Raises:
+        OutOfResources: The exchange with the other processes failed because one of them has ended.
+    """
+    try:
+        yield
+    except BaseException as problem:
+        if watch.peers is not None:
+            ours = isinstance(problem, Error) or not isinstance(problem, Exception)
+            failure = None if ours else watch.peers.failure()
+            watch.peers.close(problem)
+            if failure is not None:
+                raise failure from problem
+        raise
+    if watch.peers is not None:
+        watch.peers.close()
 
 
 def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
