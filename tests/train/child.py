@@ -1,6 +1,8 @@
 """Runs of the tiny model in processes of their own: `python -m tests.train.child FOLDER` prints one JSON object.
 
-`python -m tests.train.child FOLDER TRIALS` kills one of four processes at a random moment in each trial. One process imports everything, and each run is a fork of it: importing Lightning takes longer than all the runs.
+`python -m tests.train.child FOLDER TRIALS` kills one of four processes at a random moment in each trial.
+
+One process imports everything, and each run is a fork of it: importing Lightning takes longer than all the runs.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Lethal(DiffusionLoss):
 
 
 def killed(run: Path, victim: int, stuck: bool = False) -> None:
-    """The run `short` with a process that is killed in its 8th step."""
+    """The run `short` with a process that is killed in its 8th step; a victim below 0: with none."""
     objective = Lethal(time=SecondMoment(tiny.STEPS, history=1))
     object.__setattr__(objective, "victim", victim)
     object.__setattr__(objective, "stuck", stuck)
@@ -214,7 +216,7 @@ def main(folder: Path) -> None:
         "two": together(folder, ["world2", "world2"]),
     }
     results["killed"] = [with_a_kill(folder, f"killed{rank}", partial(killed, victim=rank)) for rank in (0, 1)]
-    results["again"] = [together(folder, [f"killed{rank}"] * 2) for rank in (0, 1)]
+    results["again"] = [together(folder, [f"killed{rank}"] * 2, partial(killed, victim=-1)) for rank in (0, 1)]
     results["stuck"] = with_a_kill(folder, "stuck", partial(killed, victim=1, stuck=True))
     for work in (sequence, classifier):
         name = work.__name__

@@ -296,8 +296,11 @@ def _trainer(
     from lightning.pytorch import Trainer
 
     device = learner.device
-    # a discriminator has no gradients until it starts, which the exchange of gradients has to know
-    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.auxiliary.parameters()) else "ddp"
+    # A discriminator has no gradients until it starts, which the exchange of gradients has to know. Without this option,
+    # torch also packs the gradients in another order after the first step of a start, and more than two processes
+    # then add them in another order: a resumed run would not be equal to the bit, which is promised on a CPU.
+    unused = device.type == "cpu" or any(True for _ in learner.auxiliary.parameters())
+    ddp = "ddp_find_unused_parameters_true" if unused else "ddp"
     world, local = (
         (1, 1) if folder is None else (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     )
