@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.train import tiny
 from unveil.checkpoints import inspection
@@ -158,6 +159,52 @@ def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
     with pytest.raises(NonFinite, match=r"step 4: .*network.calls"):
         tiny.fit(run, objective=broken(poison, 3), save_every=2)
     assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
+
+
+# ---------------------------------------------------------------------- a spike of the gradient
+
+
+def spike(denoiser: Any, loss: LossOutput) -> LossOutput:
+    """Multiply the gradient by 1e4, and keep the loss."""
+    return loss._replace(value=1e4 * loss.value - (1e4 - 1) * loss.value.detach())
+
+
+@pytest.fixture
+def norms_of_steps():
+    """Norms of the gradients that the optimiser used, one for each step."""
+    norms: list[float] = []
+
+    def measure(optimizer: Any, arguments: Any, named: Any) -> None:
+        every = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(every).item())
+
+    handle = register_optimizer_step_post_hook(measure)
+    yield norms
+    handle.remove()
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_a_spike_of_the_gradient_is_clipped_and_flagged(tmp_path, caplog, norms_of_steps, clip):
+    run = tiny.fit(tmp_path / "run", objective=broken(spike, 14, 15), steps=20, grad_clip_norm=clip)
+    flags = [line for line in lines(run) if line.get("event") == "gradient-spike"]
+    assert [flag["step"] for flag in flags] == [15, 16]
+    for flag in flags:
+        assert flag["clipped_to"] == (clip or None)
+        assert flag["grad_norm"] > 1e3 * flag["usual_grad_norm"]
+        used = norms_of_steps[flag["step"] - 1]
+        assert used == pytest.approx(clip or flag["grad_norm"], rel=1e-5)
+    assert sorted(flags[0]["examples"]) == list(range(14 * 8, 15 * 8))
+    assert caplog.text.count("the norm of the gradient is") == 1, "one line for spikes in a row"
+    norm, usual = (f"{flags[0][key]:.4g}" for key in ("grad_norm", "usual_grad_norm"))
+    assert f"step 15: the norm of the gradient is {norm}, usually {usual}" in caplog.text
+    assert ("it was clipped to 0.5" if clip else "it was not clipped; set train.grad_clip_norm") in caplog.text
+    assert lines(run)[-1]["skipped"] == 0
+    assert every_number_is_finite(run)
+
+
+def test_usual_gradients_are_not_flagged(tmp_path):
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), steps=40)
+    assert not [line for line in lines(run) if "event" in line]
 
 
 # ---------------------------------------------------------------------- a full disk

@@ -76,6 +76,39 @@ class RunningMean:
             setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
 
 
+class UsualNorm:
+    """Geometric mean of the gradient norms of about the last 100 steps, which is saved in checkpoints.
+
+    A norm above `SPIKE` times the mean is a spike; it counts as that multiple, so that a lasting change becomes usual.
+    """
+
+    SPIKE = 30.0
+    FIRST = 10  # steps before the first spike
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.log_mean = 0.0
+
+    def add(self, norm: float) -> float | None:
+        """Add the norm of a finite step; return the usual norm if this one is a spike, else None."""
+        if norm <= 0:
+            return None
+        usual = math.exp(self.log_mean)
+        spike = self.steps >= self.FIRST and norm > self.SPIKE * usual
+        self.steps += 1
+        share = max(1 / self.steps, 0.01)
+        self.log_mean += share * (math.log(min(norm, self.SPIKE * usual) if spike else norm) - self.log_mean)
+        return usual if spike else None
+
+    def state(self) -> dict[str, Any]:
+        """State as plain values; floats survive JSON exactly."""
+        return dict(vars(self))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of a checkpoint."""
+        vars(self).update(state)
+
+
 class MetricsLogger:
     """Logger to metrics.jsonl, with one object a line, and of the same numbers as TensorBoard events.
 

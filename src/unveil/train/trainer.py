@@ -296,7 +296,7 @@ def _trainer(
     from lightning.pytorch import Trainer
 
     device = learner.device
-    # A discriminator has no gradients until it starts, which the exchange of gradients has to know. Without this option,
+    # A discriminator has no gradients until it starts, which the exchange of gradients has to know. Without it,
     # torch also packs the gradients in another order after the first step of a start, and more than two processes
     # then add them in another order: a resumed run would not be equal to the bit, which is promised on a CPU.
     unused = device.type == "cpu" or any(True for _ in learner.auxiliary.parameters())
