@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,62 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatc
     run = tiny.fit(tmp_path / "run", objective=DiffusionLoss())
     assert (run / "checkpoints" / "step_000012").is_dir()
     assert caplog.text.count("training goes on") == 2, "one warning each, not one a step"
+
+
+def test_a_logger_that_blocks_delays_no_step_and_the_end_by_a_limited_time(tmp_path, caplog, monkeypatch):
+    import torch.utils.tensorboard
+
+    released, calls = threading.Event(), []
+
+    class Blocked:
+        """Writer whose calls last 30 s."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            pass
+
+        def add_scalar(self, *arguments: Any) -> None:
+            calls.append(time.monotonic())
+            released.wait(30)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(metrics_logger, "CLOSE_S", 0.3)
+    monkeypatch.setattr(metrics_logger, "QUEUED", 20)
+    seconds = []
+    for writer in (None, Blocked):
+        if writer is not None:
+            monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", writer)
+        begun = time.monotonic()
+        run = tiny.fit(tmp_path / str(writer is None), objective=DiffusionLoss(), steps=100)
+        seconds.append(time.monotonic() - begun)
+        assert len(lines(run)) == 100
+    assert len(calls) == 1
+    assert seconds[1] < 1.5 * seconds[0] + 2, "30 s for each line, or for the first one"
+    assert caplog.text.count("TensorBoard events: the writer is too slow, lines are left out") == 1
+    assert "TensorBoard events: incomplete, the writer did not end within 0.3 s" in caplog.text
+    released.set()
+
+
+def test_a_logger_that_fails_later_is_reported_once(tmp_path, caplog, monkeypatch):
+    import torch.utils.tensorboard
+
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("connection lost")
+
+    monkeypatch.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", refuse)
+    tiny.fit(tmp_path / "run", objective=DiffusionLoss())
+    assert caplog.text.count("TensorBoard events: not written any more (connection lost); training goes on") == 1
+
+
+def test_events_have_the_numbers_of_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss())
+    events = EventAccumulator(str(run / "events")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines(run)
+    ]
 
 
 def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch):
