@@ -7,7 +7,7 @@ Error:
     +-- DataError (OSError)             an image, label or data folder that cannot be read
     +-- OutputError (OSError)           an output that cannot be written
     |   +-- AlreadyExists               an output that exists already
-    +-- OutOfResources (RuntimeError)   memory, disk or time: names what to lower
+    +-- OutOfResources (RuntimeError)   memory, disk, time or a process of a training: names the remedy
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
     +-- NoAnswer (RuntimeError)         a language model returned no answer: the reason
     +-- Cancelled (RuntimeError)        stopped on request
@@ -61,7 +61,7 @@ class AlreadyExists(OutputError):
 
 
 class OutOfResources(Error, RuntimeError):
-    """Memory, disk or time ran out; the message names what to lower."""
+    """Memory, disk or time ran out, or a process of a training was lost; the message names the remedy."""
 
     exit_code = 5
 

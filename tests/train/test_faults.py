@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.train import tiny
 from unveil.checkpoints import inspection
@@ -160,6 +163,52 @@ def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
     assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
 
 
+# ---------------------------------------------------------------------- a spike of the gradient
+
+
+def spike(denoiser: Any, loss: LossOutput) -> LossOutput:
+    """Multiply the gradient by 1e4, and keep the loss."""
+    return loss._replace(value=1e4 * loss.value - (1e4 - 1) * loss.value.detach())
+
+
+@pytest.fixture
+def norms_of_steps():
+    """Norms of the gradients that the optimiser used, one for each step."""
+    norms: list[float] = []
+
+    def measure(optimizer: Any, arguments: Any, named: Any) -> None:
+        every = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(every).item())
+
+    handle = register_optimizer_step_post_hook(measure)
+    yield norms
+    handle.remove()
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_a_spike_of_the_gradient_is_clipped_and_flagged(tmp_path, caplog, norms_of_steps, clip):
+    run = tiny.fit(tmp_path / "run", objective=broken(spike, 14, 15), steps=20, grad_clip_norm=clip)
+    flags = [line for line in lines(run) if line.get("event") == "gradient-spike"]
+    assert [flag["step"] for flag in flags] == [15, 16]
+    for flag in flags:
+        assert flag["clipped_to"] == (clip or None)
+        assert flag["grad_norm"] > 1e3 * flag["usual_grad_norm"]
+        used = norms_of_steps[flag["step"] - 1]
+        assert used == pytest.approx(clip or flag["grad_norm"], rel=1e-5)
+    assert sorted(flags[0]["examples"]) == list(range(14 * 8, 15 * 8))
+    assert caplog.text.count("the norm of the gradient is") == 1, "one line for spikes in a row"
+    norm, usual = (f"{flags[0][key]:.4g}" for key in ("grad_norm", "usual_grad_norm"))
+    assert f"step 15: the norm of the gradient is {norm}, usually {usual}" in caplog.text
+    assert ("it was clipped to 0.5" if clip else "it was not clipped; set train.grad_clip_norm") in caplog.text
+    assert lines(run)[-1]["skipped"] == 0
+    assert every_number_is_finite(run)
+
+
+def test_usual_gradients_are_not_flagged(tmp_path):
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), steps=40)
+    assert not [line for line in lines(run) if "event" in line]
+
+
 # ---------------------------------------------------------------------- a full disk
 
 
@@ -220,6 +269,62 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatc
     run = tiny.fit(tmp_path / "run", objective=DiffusionLoss())
     assert (run / "checkpoints" / "step_000012").is_dir()
     assert caplog.text.count("training goes on") == 2, "one warning each, not one a step"
+
+
+def test_a_logger_that_blocks_delays_no_step_and_the_end_by_a_limited_time(tmp_path, caplog, monkeypatch):
+    import torch.utils.tensorboard
+
+    released, calls = threading.Event(), []
+
+    class Blocked:
+        """Writer whose calls last 30 s."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            pass
+
+        def add_scalar(self, *arguments: Any) -> None:
+            calls.append(time.monotonic())
+            released.wait(30)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(metrics_logger, "CLOSE_S", 0.3)
+    monkeypatch.setattr(metrics_logger, "QUEUED", 20)
+    seconds = []
+    for writer in (None, Blocked):
+        if writer is not None:
+            monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", writer)
+        begun = time.monotonic()
+        run = tiny.fit(tmp_path / str(writer is None), objective=DiffusionLoss(), steps=100)
+        seconds.append(time.monotonic() - begun)
+        assert len(lines(run)) == 100
+    assert len(calls) == 1
+    assert seconds[1] < 1.5 * seconds[0] + 2, "30 s for each line, or for the first one"
+    assert caplog.text.count("TensorBoard events: the writer is too slow, lines are left out") == 1
+    assert "TensorBoard events: incomplete, the writer did not end within 0.3 s" in caplog.text
+    released.set()
+
+
+def test_a_logger_that_fails_later_is_reported_once(tmp_path, caplog, monkeypatch):
+    import torch.utils.tensorboard
+
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("connection lost")
+
+    monkeypatch.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", refuse)
+    tiny.fit(tmp_path / "run", objective=DiffusionLoss())
+    assert caplog.text.count("TensorBoard events: not written any more (connection lost); training goes on") == 1
+
+
+def test_events_have_the_numbers_of_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss())
+    events = EventAccumulator(str(run / "events")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines(run)
+    ]
 
 
 def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch):

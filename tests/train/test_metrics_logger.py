@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from unveil.errors import ShapeError
-from unveil.train.metrics_logger import MetricsLogger, RunningMean, duration
+from unveil.train.metrics_logger import MetricsLogger, RunningMean, UsualNorm, duration
 from unveil.train.sample_images import image_sheet, plot_run
 
 
@@ -33,6 +33,19 @@ def test_a_window_goes_through_json_to_the_bit():
     other = RunningMean()
     other.load(json.loads(json.dumps(window.state())))
     assert other.state() == window.state()
+
+
+def test_a_spike_is_a_norm_far_above_those_before_until_it_is_usual():
+    norms = UsualNorm()
+    assert [norms.add(norm) for norm in (1.0, 100.0, *[1.0, 4.0] * 10)] == [None] * 22
+    usual = norms.add(1e4)
+    assert usual == pytest.approx((4**10 * 100) ** (1 / 22))
+    other = UsualNorm()
+    other.load(json.loads(json.dumps(norms.state())))
+    assert other.add(1e4) == norms.add(1e4)
+    flags = [norms.add(1e4) for _ in range(1000)]
+    assert flags[0] is not None
+    assert flags[-1] is None
 
 
 def test_an_empty_window_has_no_mean():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from tests.train import tiny
 from unveil.core.objective import DiffusionLoss
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store, model_folder
 
 ROOT = Path(__file__).parents[2]
@@ -28,11 +30,15 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def ended(folder) -> dict[str, Any]:
     """What became of every run in `child.py`."""
+    return child(folder)
+
+
+def child(folder: Path, *arguments: str, seconds: float = 300) -> Any:
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     run = subprocess.run(
-        [sys.executable, "-m", "tests.train.child", str(folder)],
+        [sys.executable, "-m", "tests.train.child", str(folder), *arguments],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip
     stderr = "\n".join(path.read_text() for path in folder.glob("*.txt"))
     assert run.returncode == 0, run.stderr + stderr
@@ -95,6 +101,62 @@ def test_processes_that_share_no_folder_get_an_error(ended, folder):
         stderr = (folder / f"{run}-rank{rank}.txt").read_text()
         assert "would begin at steps 5, 0; give all of them one folder that they share" in stderr
         assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_with_its_number(ended, folder, victim):
+    other = 1 - victim
+    assert ended["killed"][victim]["codes"][victim] == -signal.SIGKILL
+    assert ended["killed"][victim]["codes"][other] == 5
+    assert ended["killed"][victim]["seconds"] < 60
+    stderr = (folder / f"killed{victim}-rank{other}.txt").read_text()
+    assert f"process {victim} of 2 (numbers from 0) was killed or lost" in stderr
+    assert "start all processes again: the training resumes from the last checkpoint" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_after_one_process_was_killed_all_go_on_to_the_bit(ended, folder, victim):
+    assert ended["again"][victim] == [0, 0]
+    run = folder / f"killed{victim}"
+    starts = json.loads((run / "environment.json").read_text())["starts"]
+    assert [start["from_step"] for start in starts] == [0, 5]
+    assert_same_end(run, folder / "world2")
+
+
+def test_a_process_that_waits_elsewhere_is_ended_too(ended, folder):
+    assert ended["stuck"]["codes"] == [5, -signal.SIGKILL]
+    assert ended["stuck"]["seconds"] < 60  # it would sleep for 300 s
+    assert "process 1 of 2 (numbers from 0) was killed or lost" in (folder / "stuck-rank0.txt").read_text()
+
+
+@pytest.mark.release
+def test_one_of_four_processes_killed_at_any_moment_is_named_and_all_go_on_to_the_bit(tmp_path):
+    lives = child(tmp_path, "12", seconds=1500)
+    for trial, life in enumerate(lives):
+        victim = life["victim"]
+        assert life["codes"] == [-signal.SIGKILL if rank == victim else 5 for rank in range(4)]
+        assert life["seconds"] < 60
+        for rank in {0, 1, 2, 3} - {victim}:
+            stderr = (tmp_path / f"trial{trial}-rank{rank}.txt").read_text()
+            assert f"process {victim} of 4 (numbers from 0) was killed or lost" in stderr
+        assert life["again"] == [0] * 4
+        assert_same_end(tmp_path / f"trial{trial}", tmp_path / "whole")
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Check that the last checkpoints of two runs have the same tensors and values, and the logs the same losses."""
+    mine, theirs = (checkpoint_store.checkpoints(folder / "checkpoints")[0] for folder in (run, other))
+    assert mine.name == theirs.name
+    files = sorted(path.relative_to(mine) for path in mine.rglob("*.safetensors"))
+    assert len(files) == 5
+    for name in files:
+        tensors, others = read_tensors(mine / name), read_tensors(theirs / name)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors), name
+    assert (mine / "train_state.json").read_text() == (theirs / "train_state.json").read_text()
+    logs = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in (run, other)]
+    assert [(line["step"], line["loss"].hex()) for line in logs[0]] == [(x["step"], x["loss"].hex()) for x in logs[1]]
 
 
 def test_other_samples_would_be_noticed(tmp_path):

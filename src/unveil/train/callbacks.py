@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from unveil.train.batch_preparation import noise_for, prepare, slice_batch
 from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.learner import SampleSheets, Validator
 from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
-from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, guarded, log
+from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, UsualNorm, guarded, log
+from unveil.train.peers import ProcessWatch
 from unveil.train.run_folder import RunFolder
 from unveil.train.sample_images import image_sheet, plot_run, with_control_images
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
@@ -163,6 +165,7 @@ class TrainingCallback(Callback):
 
     Attributes:
         ended: Reason why the run stopped before its last step, an exit code, or 0 for "out of time"; None: it did not.
+        peers: Watch of the other processes; None: there are none, or training has not started.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems) -> None:
@@ -172,7 +175,10 @@ class TrainingCallback(Callback):
         self.saved: state.TrainingState | None = None
         self.columns: int | None = None
         self.ended: int | None = None
+        self.peers: ProcessWatch | None = None
         self.window = RunningMean()
+        self.usual_norm = UsualNorm()
+        self._spiked_at = -1  # step of the last spike of the gradient
         self._every = min(max(config.steps // LINES, 1), 50)  # steps behind a line of the log
         self._writes = False
         self._journal: MetricsLogger | None = None
@@ -197,11 +203,15 @@ class TrainingCallback(Callback):
                 f"{self.folder.path}: the processes would begin at steps {', '.join(map(str, steps))}; give all of "
                 "them one folder that they share"
             )
+        if trainer.world_size > 1:
+            host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+            self.peers = ProcessWatch(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast, host)
         module.start_average()
         resumed = self.saved is not None
         if self.saved is not None:
             self.saved.into_training(module)
             self.window.load(self.saved.values["window"])
+            self.usual_norm.load(self.saved.values.get("usual_norm", {}))  # checkpoints before it lack it
             self._saved_at = module.step
             self.saved = None  # its mapped files are not needed any more
         self._writes = trainer.is_global_zero
@@ -254,6 +264,7 @@ class TrainingCallback(Callback):
     def _note(self, module: TrainingModule, outcome: StepOutput) -> None:
         if outcome.fault is None:
             self.window.add(outcome.loss, outcome.norm, outcome.t, outcome.per_sample, outcome.terms)
+            self._note_spike(outcome)
         elif self._journal is not None:
             self._journal.write({"step": outcome.step, "event": "non-finite", **outcome.fault})
             if not outcome.fault["rescaled"]:
@@ -269,6 +280,23 @@ class TrainingCallback(Callback):
             self._journal.write({**facts, "steps_per_second": (outcome.step - step) / max(now - then, 1e-9)})
         if self._display is not None:
             self._display.step(outcome.step, {"loss": facts["loss"], "lr": outcome.rate})
+
+    def _note_spike(self, outcome: StepOutput) -> None:
+        """Record a gradient that is much larger than usual and above the limit; warn of the first one in a row."""
+        usual, limit = self.usual_norm.add(outcome.norm), self.config.grad_clip_norm
+        if usual is None or outcome.norm <= limit:
+            return
+        first, self._spiked_at = self._spiked_at != outcome.step - 1, outcome.step
+        if self._journal is None:
+            return
+        facts = {"grad_norm": outcome.norm, "usual_grad_norm": usual, "clipped_to": limit or None}
+        examples = outcome.numbers.tolist()
+        self._journal.write({"step": outcome.step, "event": "gradient-spike", **facts, "examples": examples})
+        if first:
+            answer = f"it was clipped to {limit:g}" if limit else "it was not clipped; set train.grad_clip_norm"
+            log.warning(
+                "step %d: the norm of the gradient is %.4g, usually %.4g; %s", outcome.step, outcome.norm, usual, answer
+            )
 
     def _show(self, module: TrainingModule, last: bool) -> None:
         """Write the held-out loss, a sample sheet and the plots; an error in any of them does not stop the run."""
@@ -303,7 +331,8 @@ class TrainingCallback(Callback):
         if self._writes:
             try:
                 about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
-                state.save(module, self.window, self.folder.checkpoints, items=len(self.items), about=about)
+                sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
+                state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
                 checkpoint_store.prune(self.folder.checkpoints, KEEP)
             except (OutOfResources, OutputError, NonFinite) as problem:
                 failed = (type(problem).__name__, str(problem))

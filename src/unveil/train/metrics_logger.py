@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import queue
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from unveil.io.console import printable, report_progress
 from unveil.io.files import write_atomically
 
 BINS = 10  # equal parts of t in [0, 1]
+QUEUED = 1000  # lines that wait for an event writer
+CLOSE_S = 5.0  # for an event writer to write the rest
 log = logging.getLogger("unveil.train")
 
 
@@ -76,10 +80,44 @@ class RunningMean:
             setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
 
 
+class UsualNorm:
+    """Geometric mean of the gradient norms of about the last 100 steps, which is saved in checkpoints.
+
+    A norm above `SPIKE` times the mean is a spike; it counts as that multiple, so that a lasting change becomes usual.
+    """
+
+    SPIKE = 30.0
+    FIRST = 10  # steps before the first spike
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.log_mean = 0.0
+
+    def add(self, norm: float) -> float | None:
+        """Add the norm of a finite step; return the usual norm if this one is a spike, else None."""
+        if norm <= 0:
+            return None
+        usual = math.exp(self.log_mean)
+        spike = self.steps >= self.FIRST and norm > self.SPIKE * usual
+        self.steps += 1
+        share = max(1 / self.steps, 0.01)
+        self.log_mean += share * (math.log(min(norm, self.SPIKE * usual) if spike else norm) - self.log_mean)
+        return usual if spike else None
+
+    def state(self) -> dict[str, Any]:
+        """State as plain values; floats survive JSON exactly."""
+        return dict(vars(self))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of a checkpoint."""
+        vars(self).update(state)
+
+
 class MetricsLogger:
     """Logger to metrics.jsonl, with one object a line, and of the same numbers as TensorBoard events.
 
-    A full disk or a broken event writer is reported once and never stops the run.
+    A full disk or a broken event writer is reported once and never stops the run. Events have a separate thread, so
+    that a writer that blocks does not delay a step.
 
     Args:
         run: Run folder.
@@ -89,17 +127,19 @@ class MetricsLogger:
 
     def __init__(self, run: Path, after: int) -> None:
         self.path = run / "metrics.jsonl"
-        self._events: Any = None
-        self._broken: set[str] = set()
+        self._events: BackgroundWriter | None = None
+        self._reported = False
         if self.path.exists():
             lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
             write_atomically(self.path, "".join(line + "\n" for line in lines))
         try:
             from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(run / "events"), purge_step=after + 1)
         except Exception as problem:  # whatever an event writer does, training goes on
-            self._report("TensorBoard events", problem)
+            _report_broken("TensorBoard events", problem)
+        else:
+            self._events = BackgroundWriter(
+                "TensorBoard events", lambda: SummaryWriter(str(run / "events"), purge_step=after + 1)
+            )
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; its numbers become events named like its keys."""
@@ -107,26 +147,67 @@ class MetricsLogger:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as problem:
-            self._report(str(self.path), problem)
-        if self._events is None:
-            return
-        try:
-            for name, value in _flat(line):
-                self._events.add_scalar(name, value, line["step"])
-        except Exception as problem:
-            self._report("TensorBoard events", problem)
-            self._events = None
+            if not self._reported:
+                _report_broken(str(self.path), problem)
+            self._reported = True
+        if self._events is not None:
+            self._events.add(_flat(line), line["step"])
 
     def close(self) -> None:
-        """Flush and close the files."""
-        with suppress(Exception):
-            if self._events is not None:
-                self._events.close()
+        """Flush and close the files; an event writer that blocks delays this by at most `CLOSE_S`."""
+        if self._events is not None:
+            self._events.close()
 
-    def _report(self, what: str, problem: Exception) -> None:
-        if what not in self._broken:
-            self._broken.add(what)
-            log.warning("%s: not written any more (%s); training goes on", what, problem)
+
+class BackgroundWriter:
+    """Event writer with a queue and a thread, for writers that may fail or block.
+
+    Scalars that do not fit into the queue are left out. After an exception of the writer, nothing more is written.
+
+    Args:
+        what: Name of the writer in warnings.
+        create: Function that returns the writer, which has `add_scalar(name, value, step)` and `close()`; it is
+            called in the thread.
+    """
+
+    def __init__(self, what: str, create: Callable[[], Any]) -> None:
+        self._what, self._create = what, create
+        self._queue: queue.Queue[tuple[list[tuple[str, float]], int] | None] = queue.Queue(QUEUED)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name=what, daemon=True)  # which a blocked call cannot keep
+        self._thread.start()
+
+    def add(self, scalars: list[tuple[str, float]], step: int) -> None:
+        """Queue scalars of a step; never waits."""
+        try:
+            self._queue.put_nowait((scalars, step))
+        except queue.Full:
+            if not self._dropped and self._thread.is_alive():
+                log.warning("%s: the writer is too slow, lines are left out; training goes on", self._what)
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued and close the writer, for at most `CLOSE_S`."""
+        end = time.monotonic() + CLOSE_S
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=CLOSE_S)
+        self._thread.join(max(end - time.monotonic(), 0))
+        if self._thread.is_alive():
+            log.warning("%s: incomplete, the writer did not end within %g s", self._what, CLOSE_S)
+
+    def _write(self) -> None:
+        try:
+            writer = self._create()
+            while (entry := self._queue.get()) is not None:
+                for name, value in entry[0]:
+                    writer.add_scalar(name, value, entry[1])
+            writer.close()
+        except Exception as problem:
+            _report_broken(self._what, problem)
+
+
+def _report_broken(what: str, problem: Exception) -> None:
+    log.warning("%s: not written any more (%s); training goes on", what, problem)
 
 
 class ProgressBar:

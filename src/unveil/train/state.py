@@ -6,7 +6,7 @@ others save the state of their generator among the learner's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ from unveil.errors import WeightsError
 from unveil.io.files import read_tensors, require_finite
 from unveil.model import checkpoint_store
 from unveil.train.lightning_module import TrainingModule
-from unveil.train.metrics_logger import RunningMean
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
 AUXILIARY = "beside."  # before the names of auxiliary modules in the file
 
 
-def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: int, about: str) -> Path:
+def save(module: TrainingModule, sums: Mapping[str, Any], parent: Path, *, items: int, about: str) -> Path:
     """Publish a training checkpoint; return its folder.
 
     Args:
-        window: Sums of the log since its last line.
+        sums: State of the log: the sums since its last line (`window`) and the usual norm of the gradient.
         parent: The run's folder of checkpoints.
         items: Length of the data set, so that a change is noticed when resuming.
         about: Markdown for the end of the model card.
@@ -51,7 +50,7 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
         "ema_updates": module.average.updates,
         "skipped": module.skipped,
         "skipped_in_a_row": module.in_a_row,
-        "window": window.state(),
+        **sums,
         "items": items,
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }

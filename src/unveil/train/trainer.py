@@ -21,7 +21,7 @@ import torch
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.prediction import fixed_small
-from unveil.errors import Cancelled, OutOfResources, OutputError, RecipeError
+from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
@@ -202,7 +202,8 @@ class _Job:
                 config, self.precision, learner, watch, config.steps - module.step, folder=self.folder.path
             )
             try:
-                _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
+                with _explained_by_peers(watch):
+                    _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
             finally:
                 watch.close()
                 if self.rank == 0:
@@ -251,6 +252,27 @@ class _Job:
         return self.folder.checkpoints / checkpoint_store.step_name(step)
 
 
+@contextlib.contextmanager
+def _explained_by_peers(watch: TrainingCallback) -> Iterator[None]:
+    """Context that ends the watch of the other processes.
+
+    Raises:
+        OutOfResources: The exchange with the other processes failed because one of them has ended.
+    """
+    try:
+        yield
+    except BaseException as problem:
+        if watch.peers is not None:
+            ours = isinstance(problem, Error) or not isinstance(problem, Exception)
+            failure = None if ours else watch.peers.failure()
+            watch.peers.close(problem)
+            if failure is not None:
+                raise failure from problem
+        raise
+    if watch.peers is not None:
+        watch.peers.close()
+
+
 def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
     try:
         trainer.fit(module, datamodule=data)
@@ -274,8 +296,11 @@ def _trainer(
     from lightning.pytorch import Trainer
 
     device = learner.device
-    # a discriminator has no gradients until it starts, which the exchange of gradients has to know
-    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.auxiliary.parameters()) else "ddp"
+    # A discriminator has no gradients until it starts, which the exchange of gradients has to know. Without it,
+    # torch also packs the gradients in another order after the first step of a start, and more than two processes
+    # then add them in another order: a resumed run would not be equal to the bit, which is promised on a CPU.
+    unused = device.type == "cpu" or any(True for _ in learner.auxiliary.parameters())
+    ddp = "ddp_find_unused_parameters_true" if unused else "ddp"
     world, local = (
         (1, 1) if folder is None else (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     )
