@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from unveil.core.denoiser import DenoiseFn, Denoiser
 from unveil.core.prediction import is_learned
 from unveil.core.samplers import SamplerState, ancestral, ddim, run
 from unveil.core.samplers.ancestral import Shift
+from unveil.nn.classifier import NoisyClassifier
 from unveil.nn.unet import UNet
 from unveil.types import Condition, NoiseLevel, like
 
@@ -38,32 +40,37 @@ class Guided:
         self.variance = variance_of(call)
         self.classes = case.io["input.y"]
         self.prediction = predictions.x0 if call["predict_xstart"] else predictions.eps
+        self.network, self.classifier = cache(self._network), cache(self._classifier)  # one of each dtype
 
     def step(
         self, rows: slice = slice(None), dtype: torch.dtype = torch.float32, clip: Clip | None = None
     ) -> DenoiseFn:
         """The clipped estimate of some of the samples."""
-        settings, learns = self.case.meta["model"], is_learned(self.variance)
-        condition = None
-        if "cls" in settings:
-            if settings["cls"] != "UNetModel":
-                raise Unsupported(f"model {settings['cls']!r}")
-            config = openai_keys.config_from_arguments(settings["constructor"])
-            parts = openai_keys.convert_state_dict(self.weights(settings["weights"]), config)
-            network: nn.Module = UNet(config)
-            network.load_state_dict(parts.network)
-            if parts.label is not None:
-                classes, dim = parts.label["table.weight"].shape
-                label = Label(classes, dim)
-                label.load_state_dict(parts.label)
-                condition = label.encode(self.classes[rows])
-        else:
-            network = Formula(settings, learns)
-        denoiser = Denoiser(network, self.setup.process, prediction=self.prediction, learns_variance=learns)
-        denoiser = denoiser.to(dtype).eval()
+        network, label = self.network(dtype)
+        condition = None if label is None else label.encode(self.classes[rows])
+        denoiser = Denoiser(
+            network, self.setup.process, prediction=self.prediction, learns_variance=is_learned(self.variance)
+        ).eval()
         if clip is not None:
             return clip(denoiser, condition)
         return guidance.clip_static(lambda x, level: denoiser(x, level, condition))
+
+    def _network(self, dtype: torch.dtype) -> tuple[nn.Module, Label | None]:
+        """The network of the case, and the table of its classes."""
+        settings = self.case.meta["model"]
+        if "cls" not in settings:
+            return Formula(settings, is_learned(self.variance)), None
+        if settings["cls"] != "UNetModel":
+            raise Unsupported(f"model {settings['cls']!r}")
+        config = openai_keys.config_from_arguments(settings["constructor"])
+        parts = openai_keys.convert_state_dict(self.weights(settings["weights"]), config)
+        network = UNet(config)
+        network.load_state_dict(parts.network)
+        if parts.label is None:
+            return network.to(dtype), None
+        label = Label(*parts.label["table.weight"].shape)
+        label.load_state_dict(parts.label)
+        return network.to(dtype), label.to(dtype)
 
     def shift(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Shift:
         """The recorded `cond_fn`, of some of the samples."""
@@ -72,14 +79,17 @@ class Guided:
             cond = self.case.meta["settings"]["cond"]
             scale, a, b, c = (cond[name] for name in ("scale", "a", "b", "c"))
             return lambda x, level: scale * (like(a * classes - b, x) - x) * (1 + c * self.network_input(level, x))
+        network = self.classifier(dtype)
+        score = guidance.log_probability(lambda x, level: network(x, self.network_input(level, x).flatten()), classes)
+        return guidance.gradient(score, self.case.meta["classifier"]["scale"])
+
+    def _classifier(self, dtype: torch.dtype) -> NoisyClassifier:
+        """The noisy classifier of the case."""
         settings = self.case.meta["classifier"]
         if settings["cls"] != "EncoderUNetModel":
             raise Unsupported(f"classifier {settings['cls']!r}")
-        theirs = self.weights(settings["weights"])
         config = openai_keys.classifier_config_from_arguments(settings["constructor"])
-        network = loaded_classifier(config, theirs).to(dtype)
-        score = guidance.log_probability(lambda x, level: network(x, self.network_input(level, x).flatten()), classes)
-        return guidance.gradient(score, settings["scale"])
+        return loaded_classifier(config, self.weights(settings["weights"])).to(dtype)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """A file of the case in float32; one that is not there is that of the case that it has its weights from."""

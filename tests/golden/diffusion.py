@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.golden import dit
 from tests.golden.case import Case, Comparison, separately
+from tests.golden.networks import openai_config
 from unveil.checkpoints import openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import prediction as predictions
@@ -52,6 +53,7 @@ OPENAI = {"steps": 1000, "learn_sigma": False, "sigma_small": False, "noise_sche
 DIT = {"timestep_respacing": "", "noise_schedule": "linear", "use_kl": False, "sigma_small": False,
        "predict_xstart": False, "learn_sigma": True, "rescale_learned_sigmas": False,
        "diffusion_steps": 1000}  # fmt: skip
+RESAMPLER = {"num_timesteps": None, "history_per_term": 10, "uniform_prob": 0.001}
 
 
 def keywords(constructor: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +86,12 @@ class Formula(nn.Module):
         return torch.cat([y, self.e * torch.cos(3 * x)], 1) if self.two_heads else y
 
 
+def respaced(steps: int, respacing: str | list[int] | None) -> list[int]:
+    """The indices that a respacing keeps: a string, the counts of parts, or None for all."""
+    spacing = respacing if isinstance(respacing, str) else ",".join(map(str, respacing or []))
+    return schedules.respaced_indices(steps, spacing)
+
+
 class Setup:
     """One published diffusion object: its chain, and a denoiser over it."""
 
@@ -91,14 +99,13 @@ class Setup:
         self,
         betas_kind: str,
         steps: int,
-        respacing: str | list[int],
+        respacing: str | list[int] | None,
         *,
         rescale: bool,
         timesteps: list[int] | None = None,
     ):
         self.process = DiscreteVP(betas(OPENAI_BETAS[betas_kind], steps), rescale=1000.0 if rescale else None)
-        spacing = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
-        kept = schedules.respaced_indices(steps, spacing)
+        kept = respaced(steps, respacing)
         if timesteps is not None and kept != timesteps:
             raise AssertionError(f"respacing {respacing!r} keeps {kept}, recorded {timesteps}")
         self.schedule = schedules.at_indices(self.process, kept)
@@ -152,7 +159,7 @@ def dit_schedule(case: Case) -> Iterator[Comparison]:
     spacings = [spacing["timestep_respacing"] for spacing in case.meta["respacings"].values()]
     yield case.compare("timestep_respacing", int(spacings == call["timestep_respacing"]), want=1)
     for name, spacing in case.meta["respacings"].items():
-        kept = schedules.respaced_indices(len(table), spacing["timestep_respacing"])
+        kept = respaced(len(table), spacing["timestep_respacing"])
         yield case.compare(f"{name}.num_timesteps", len(kept), want=spacing["num_timesteps"])
         chosen = DiscreteVP(table).alpha_bar[torch.tensor(kept) + 1]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), chosen[:-1]])
@@ -195,7 +202,7 @@ def improved_losses(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/losses: 3 predictions x 4 variances x 4 losses, and single steps of three samplers."""
     meta = case.meta
     setup = Setup(
-        meta["schedule"], meta["steps"], meta["respacing"] or "", rescale=meta["rescale_timesteps"],
+        meta["schedule"], meta["steps"], meta["respacing"], rescale=meta["rescale_timesteps"],
         timesteps=meta["timestep_map"],
     )  # fmt: skip
     t, x0, noise = case.io["input.t"], case.io["input.x0"], case.io["input.noise"]
@@ -327,7 +334,7 @@ def calc_bpd(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/calc_bpd: every term of the bound."""
     meta, call = case.meta, keywords(case.meta["constructor"], OPENAI)
     setup = Setup(
-        call["noise_schedule"], call["steps"], call["timestep_respacing"] or "", rescale=call["rescale_timesteps"],
+        call["noise_schedule"], call["steps"], call["timestep_respacing"], rescale=call["rescale_timesteps"],
         timesteps=meta["timestep_map"],
     )  # fmt: skip
     denoiser, variance, condition = openai_denoiser(case, setup, call)
@@ -361,7 +368,7 @@ def openai_denoiser(
 
 def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
     """The recorded U-Net, and the condition that its label table makes of the case's classes."""
-    config = openai_keys.config_from_arguments(case.meta["network"]["constructor"])
+    config = openai_config(case, case.meta["network"]["constructor"])
     parts = openai_keys.convert_state_dict(case.weights(), config)
     network = UNet(config)
     network.load_state_dict(parts.network)
@@ -376,18 +383,20 @@ def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
 
 def second_moment(case: Case) -> Iterator[Comparison]:
     """improved-diffusion/loss_second_moment: the weights after each update, and one draw."""
-    made, io = case.meta["constructor"], case.io
+    made, io = keywords(case.meta["constructor"], RESAMPLER), case.io
     sampler = SecondMoment(made["num_timesteps"], made["history_per_term"], made["uniform_prob"])
     weights = [sampler.weights()]
     for index, losses in zip(io["ts"], io["losses"], strict=True):
         sampler.update(index, losses)
         weights.append(sampler.weights())
-    scale = io["weights"][-1].sum()  # the original's weights before warm-up are ones, ours always sum to 1
-    got = torch.stack([w * (len(w) if not warm else scale) for w, warm in zip(weights, io["warmed_up"], strict=True)])
+    # the original's weights before warm-up are ones, ours always sum to 1
+    got = torch.stack([w if warm else w * len(w) for w, warm in zip(weights, io["warmed_up"], strict=True)])
     yield case.compare("weights", got)
     yield case.compare("p", sampler.weights())
     yield case.compare("loss_counts", sampler.counts)
-    yield case.compare("loss_history", sampler.history_table)
+    # the original fills a history from the front, ours from the end
+    filled = zip(sampler.history_table, sampler.counts.tolist(), strict=True)
+    yield case.compare("loss_history", torch.stack([row.roll(count) for row, count in filled]))
     u = np.random.RandomState(case.meta["numpy_seed_for_sample"]).random_sample(len(io["sample.indices"]))
     place, weight = sampler.draw(torch.from_numpy(u), range(len(u)))
     yield case.compare("sample.indices", (place * made["num_timesteps"]).floor().long())
@@ -401,7 +410,7 @@ def dit_setup(case: Case) -> tuple[Setup, dict[str, Any]]:
     """DiT's `create_diffusion`, and its keywords."""
     call = keywords(case.meta["constructor"], DIT)
     setup = Setup(
-        call["noise_schedule"], call["diffusion_steps"], call["timestep_respacing"] or "", rescale=False,
+        call["noise_schedule"], call["diffusion_steps"], call["timestep_respacing"], rescale=False,
         timesteps=case.meta.get("timestep_map"),
     )  # fmt: skip
     return setup, call
@@ -496,7 +505,7 @@ def dit_loops(case: Case) -> Iterator[Comparison]:
     """DiT/sample_loops: whole runs of the ancestral and DDIM samplers and the encoder."""
     setup, call = dit_setup(case)
     denoiser, variance, _ = openai_denoiser(case, setup, call)
-    for name in sorted({key.split(".")[0] for key in case.io if key.endswith(".noises")}):
+    for name in sorted(key.removesuffix(".noises") for key in case.io if key.endswith(".noises")):
         yield from separately(name, dit_loop(case, name, setup, denoiser, variance))
     if "ddim_reverse.x0" in case.io:
         yield case.compare("ddim_reverse.trajectory", dit_reverse(setup, denoiser, case.io["ddim_reverse.x0"]))

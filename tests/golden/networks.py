@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,19 @@ from unveil.types import Condition
 
 def unet(case: Case) -> Iterator[Comparison]:
     """UNetModel of either repository."""
-    yield from _openai(case, openai_keys.config_from_arguments(case.meta["constructor"]))
+    yield from _openai(case, openai_config(case, case.meta["constructor"]))
 
 
 def superres(case: Case) -> Iterator[Comparison]:
     """SuperResModel of either repository."""
-    yield from _openai(case, openai_keys.upsampler(openai_keys.config_from_arguments(case.meta["constructor"])))
+    yield from _openai(case, openai_keys.upsampler(openai_config(case, case.meta["constructor"])))
+
+
+def openai_config(case: Case, made: Mapping[str, Any]) -> UNetConfig:
+    """The configuration of constructor arguments; Improved DDPM's first convolution has `model_channels`."""
+    config = openai_keys.config_from_arguments(made)
+    improved = case.kind.startswith("improved-diffusion/") and config.widths[0] != config.model_channels
+    return replace(config, stem_channels=config.model_channels) if improved else config
 
 
 def ddpm_unet(case: Case) -> Iterator[Comparison]:

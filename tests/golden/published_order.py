@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unveil.core import prediction as predictions
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.rng import Noise
 from unveil.core.samplers import SamplerState, StepResult, draw_noise
@@ -39,11 +40,13 @@ def networks() -> Iterator[None]:
 
 
 def clipped(denoiser: Denoiser, condition: Condition | None) -> DenoiseFn:
-    """The denoiser of eps with x0 clamped, and what eps that leaves."""
+    """The denoiser of eps or x0 with x0 clamped, and what eps that leaves."""
 
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         y, extra = denoiser.output(x, level, condition)
-        x0 = (like(1 / level.alpha, x) * x - like(level.sigma / level.alpha, x) * y).clamp(-1, 1)
+        if denoiser.prediction is not predictions.x0:
+            y = like(1 / level.alpha, x) * x - like(level.sigma / level.alpha, x) * y
+        x0 = y.clamp(-1, 1)
         return Estimate(x0, _left(x, level, x0), extra)
 
     return step

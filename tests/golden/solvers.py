@@ -14,17 +14,19 @@ from tests.golden.case import Case, Comparison, Unsupported, separately
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import cfg, clip_dynamic, gradient, shift_eps
-from unveil.core.process import DATA, DiscreteVP, LinearVP, Process, betas
+from unveil.core.process import DiscreteVP, LinearVP, Process, betas
 from unveil.core.samplers import CoefficientTable, Plan, run
 from unveil.core.samplers.adaptive import dpm_adaptive
 from unveil.core.samplers.coefficients import Of, Rule, exact, linear_step, midpoint, phi_functions, taylor
 from unveil.core.samplers.exponential import dpm_multistep, dpm_singlestep, dpm_singlestep_on_schedule
-from unveil.core.samplers.stages import last_stage_only, orders_for, stages
+from unveil.core.samplers.stages import last_stage_only, orders_for
 from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, x_unit
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.core.schedules import Schedule
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel
+
+LEAST_HALF_LOG_SNR = -5.1  # of DPM-Solver's tables
 
 # ---------------------------------------------------------------------- what a case says
 
@@ -37,8 +39,14 @@ def process_of(case: Case) -> Process:
         return LinearVP(given["continuous_beta_0"], given["continuous_beta_1"])
     if schedule["kind"] == "discrete":
         table = betas("sqrt-linear", given["T"], start=given["ls"], end=given["le"])
-        return DiscreteVP(table, interpolate="log-alpha")
+        return DiscreteVP(table if case.kind.startswith("UniPC") else cut(table), interpolate="log-alpha")
     raise Unsupported(f"schedule {schedule['kind']!r}")
+
+
+def cut(table: Tensor) -> Tensor:
+    """The betas without those whose half log-SNR is below -5.1, as DPM-Solver, unlike UniPC, takes a table."""
+    alpha_bar = torch.cumprod(1 - table, 0)
+    return table[0.5 * (alpha_bar / (1 - alpha_bar)).log() >= LEAST_HALF_LOG_SNR]
 
 
 def mixture(case: Case) -> Mixture:
@@ -64,14 +72,19 @@ def spaced(process: Process, skip: str, first: float, last: float, steps: int) -
     return Schedule(process, [process.at(float(t)) for t in times])
 
 
-def recorded(case: Case, name: str, plan: Plan, step: DenoiseFn, first: int) -> Iterator[Comparison]:
-    """Output, times of the calls, and x after the first update (the row that ends it is number `first`)."""
+def recorded(
+    case: Case, name: str, plan: Plan, steps: tuple[DenoiseFn, DenoiseFn], first: int, last: NoiseLevel | None
+) -> Iterator[Comparison]:
+    """Output, times of the calls, and x after the first update (the row that ends it is number `first`).
+
+    last: of `denoise_to_zero`, the level at which the second step's x0 is the output.
+    """
     times: list[float] = []
     states: dict[int, Tensor] = {}
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
         times.append(level.t.flatten()[0].item())
-        return step(x, level)
+        return steps[0](x, level)
 
     out = run(
         plan,
@@ -79,6 +92,9 @@ def recorded(case: Case, name: str, plan: Plan, step: DenoiseFn, first: int) -> 
         case.io["x_T"].double(),
         on_step=lambda shown: states.setdefault(shown.state.number, shown.state.x.clone()),
     )
+    if last is not None:
+        times.append(float(last.t))
+        out = steps[1](out, last).x0
     yield case.compare(f"{name}.model_t", times)
     if f"{name}.f64.x1" in case.io and first in states:
         yield case.compare(f"{name}.f64.x1", states[first])
@@ -96,11 +112,6 @@ def schedule_values(case: Case) -> Iterator[Comparison]:
     yield case.compare("sched.t_of_lambda", found)
 
 
-def onto_data(table: CoefficientTable, level: NoiseLevel) -> CoefficientTable:
-    """`denoise_to_zero`: one more call at the last level."""
-    return CoefficientTable([*table.rows, *stages([level, DATA], table.of, last_stage_only)], table.of)
-
-
 # ---------------------------------------------------------------------- DPM-Solver
 
 
@@ -116,21 +127,22 @@ def dpm_run(
     case: Case, name: str, process: Process, init: Mapping[str, Any], sample: Mapping[str, Any]
 ) -> Iterator[Comparison]:
     """One solver and its keywords."""
-    of: Of = {"dpmsolver++": "x0", "dpmsolver": "eps"}[init["algorithm_type"]]  # type: ignore[assignment]
+    of: Of = {"dpmsolver++": "x0", "dpmsolver": "eps"}[init.get("algorithm_type", "dpmsolver++")]  # type: ignore[assignment]
     plan, first = dpm_plan(process, ends(case, sample), of, sample)
-    if sample.get("denoise_to_zero"):
-        assert isinstance(plan, CoefficientTable)
-        plan = onto_data(plan, process.at(ends(case, sample)[1]))
-    yield from recorded(case, name, plan, corrected_x0(mixture(case), init, of), first)
+    last = process.at(ends(case, sample)[1]) if sample.get("denoise_to_zero") else None
+    yield from recorded(case, name, plan, corrected_x0(mixture(case), init, of), first, last)
 
 
-def corrected_x0(step: DenoiseFn, init: Mapping[str, Any], of: Of) -> DenoiseFn:
-    """The step with the correction of x0 of a solver's keywords, which acts on solvers of x0 alone."""
+def corrected_x0(step: DenoiseFn, init: Mapping[str, Any], of: Of) -> tuple[DenoiseFn, DenoiseFn]:
+    """The step with the correction of x0 of a solver's keywords: in the run, of x0 alone, and in `denoise_to_zero`."""
     correction = init.get("correcting_x0_fn")
     ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
     if correction not in (None, "dynamic_thresholding"):
         raise Unsupported(f"correcting_x0_fn {correction!r}")
-    return step if correction is None or of == "eps" else thresholded(step, ratio, most)
+    if init.get("correcting_xt_fn") is not None:
+        raise Unsupported(f"correcting_xt_fn {init['correcting_xt_fn']!r}")
+    corrected = step if correction is None else thresholded(step, ratio, most)
+    return corrected if of == "x0" else step, corrected
 
 
 def thresholded(step: DenoiseFn, ratio: float, most: float) -> DenoiseFn:
@@ -150,6 +162,7 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: Map
     # every method takes these, whether it uses them or not
     absolute, relative, steps = sample.get("atol", 0.0078), sample.get("rtol", 0.05), sample.get("steps", 20)
     lower = 10 if sample.get("lower_order_final", True) else 0
+    sample.get("return_intermediate")  # returns more, and changes nothing
     if method == "adaptive":
         near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
         tolerance = Tolerance(absolute, relative, across=max_error, unit=x_unit, slack=near)
@@ -222,7 +235,7 @@ def wrapped_process(given: Mapping[str, Any]) -> Process:
     if given["betas"] not in TABLES:
         raise Unsupported(f"betas {given['betas']!r}")
     table = betas(TABLES[given["betas"]], given["N"], start=given["beta_start"], end=given["beta_end"])
-    return DiscreteVP(table, interpolate="log-alpha")
+    return DiscreteVP(cut(table), interpolate="log-alpha")
 
 
 def model_wrapper(case: Case) -> Iterator[Comparison]:
@@ -284,22 +297,19 @@ def unipc_run(
     """One variant and its keywords."""
     if sample.get("method", "multistep") != "multistep":
         raise Unsupported(f"method {sample['method']!r}")
-    of: Of = {"data_prediction": "x0", "noise_prediction": "eps"}[init["algorithm_type"]]  # type: ignore[assignment]
+    predicted = init.get("algorithm_type", "data_prediction")
+    of: Of = {"data_prediction": "x0", "noise_prediction": "eps"}[predicted]  # type: ignore[assignment]
     (process, step), (predict, correct) = parts, rule
-    step = corrected_x0(step, init, of)
-    first, last = ends(case, sample)
-    schedule = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
+    steps, number = corrected_x0(step, init, of), sample.get("steps", 20)
+    schedule = spaced(process, sample.get("skip_type", "time_uniform"), *ends(case, sample), number)
     lower = math.inf if sample.get("lower_order_final", True) else 0
     plan = unipc(schedule, sample.get("order", 2), of=of, predict=predict, correct=correct, lower_below=lower)
-    if sample.get("denoise_to_zero"):
-        plan = onto_data(plan, schedule[-1])
-    yield from recorded(case, name, plan, step, first=-1)
-    for unused in ("atol", "rtol"):  # of other methods; all keywords are taken
+    yield from recorded(case, name, plan, steps, -1, schedule[-1] if sample.get("denoise_to_zero") else None)
+    for unused in ("atol", "rtol", "return_intermediate"):  # of other methods; all keywords are taken
         sample.get(unused)
-    if sample["steps"] > 1:
-        yield case.compare(
-            f"{name}.f64.x1", corrected(unipc(schedule, 1, of=of, correct=correct), schedule, step, case)
-        )
+    if number > 1:
+        first = corrected(unipc(schedule, 1, of=of, correct=correct), schedule, steps[0], case)
+        yield case.compare(f"{name}.f64.x1", first)
 
 
 def corrected(plan: CoefficientTable, schedule: Schedule, step: DenoiseFn, case: Case) -> Tensor:

@@ -1,110 +1,15 @@
-"""DiT, classifier guidance, score SDE and metrics under settings that no record has."""
+"""Score SDE and metrics under settings that no record has."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, normal, spread
-
-NET = {"a": 0.5, "b": 0.3, "c": 0.02, "d": 0.2, "e": 0.8}
-
-
-def linear(steps: int) -> Tensor:
-    """OpenAI's linear betas of any number of steps."""
-    return torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
-
-
-class Chain:
-    """A respaced diffusion object as published."""
-
-    def __init__(self, beta: Tensor, kept: list[int]) -> None:
-        whole = torch.cumprod(1 - beta, 0)[kept]
-        before = torch.cat([torch.ones(1, dtype=torch.float64), whole[:-1]])
-        self.kept, self.beta = torch.tensor(kept), 1 - whole / before
-        self.bar = torch.cumprod(1 - self.beta, 0)
-        self.before = torch.cat([torch.ones(1, dtype=torch.float64), self.bar[:-1]])
-        self.variance = self.beta * (1 - self.before) / (1 - self.bar)
-        self.floor = torch.cat([self.variance[1:2], self.variance[1:]]).log()
-
-    def mean(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        first = self.beta * self.before.sqrt() / (1 - self.bar)
-        second = (1 - self.before) * (1 - self.beta).sqrt() / (1 - self.bar)
-        return spread(first[t], x) * x0 + spread(second[t], x) * x
-
-    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return spread(self.bar[t].sqrt(), x0) * x0 + spread((1 - self.bar[t]).sqrt(), x0) * noise
-
-    def x0(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        return (x - spread((1 - self.bar[t]).sqrt(), x) * eps) / spread(self.bar[t].sqrt(), x)
-
-    def eps(self, net: dict[str, float], x: Tensor, t: Tensor) -> Tensor:
-        wave = spread(torch.sin(net["c"] * self.kept[t].double()), x)
-        return net["a"] * x + net["b"] * wave + net["d"] * torch.roll(x, 1, dims=-1)
-
-
-def kl_bits(mean: Tensor, log: Tensor, other: Tensor, other_log: Tensor) -> Tensor:
-    """KL of two diagonal normals per sample, bits per dimension."""
-    nats = 0.5 * (-1 + other_log - log + (log - other_log).exp() + (mean - other) ** 2 * (-other_log).exp())
-    return nats.flatten(1).mean(1) / math.log(2)
-
-
-@pytest.mark.parametrize(("steps", "kept"), [(40, [0, 13, 26, 39]), (25, [0, 6, 12, 18, 24])])
-def test_dit_with_use_kl_trains_the_bound_alone(tmp_path, steps, kept):
-    chain, t = Chain(linear(steps), kept), torch.tensor([1, 2, len(kept) - 1])
-    x0, noise = normal(1, 3, 2, 2, 2), normal(2, 3, 2, 2, 2)
-    x = chain.noised(x0, noise, t)
-    share = (NET["e"] * torch.cos(3 * x) + 1) / 2
-    log = share * spread(chain.beta.log()[t], x) + (1 - share) * spread(chain.floor[t], x)
-    estimate = chain.x0(chain.eps(NET, x, t), x, t)
-    posterior = chain.mean(x0, x, t), spread(chain.floor[t], x)
-    bound = kl_bits(*posterior, chain.mean(estimate, x, t), log) * len(kept)
-    constructor = {
-        "timestep_respacing": str(len(kept)), "diffusion_steps": steps, "use_kl": True, "rescale_learned_sigmas": True,
-    }  # fmt: skip
-    meta = {
-        "kind": "DiT/diffusion", "constructor": constructor, "timestep_map": kept,
-        "model": {"formula": "a x + ...", "two_heads": True, **NET},
-    }  # fmt: skip
-    io = {"input.t": t, "input.x0": x0, "input.noise": noise, "output.training_losses.loss": bound.float()}
-    changes: dict[tuple[str | int, ...], Any] = {("model", name): 0.9 for name in "abcd"} | {
-        ("model", "e"): 0.1, ("constructor", "use_kl"): False, ("constructor", "learn_sigma"): False,
-        ("constructor", "predict_xstart"): True, ("constructor", "diffusion_steps"): steps + 7,
-        ("timestep_map",): kept[:-1], ("model", "two_heads"): False,
-    }  # fmt: skip
-    check(tmp_path, Record(meta, io), changes)
-
-
-@pytest.mark.parametrize("numbers", [(3.0, 0.2, 0.1, 0.002), (1.2, -0.1, 0.3, 0.01)])
-def test_guidance_by_a_formula(tmp_path, numbers):
-    scale, a, b, c = numbers
-    chain, t, y = Chain(linear(30), [0, 10, 19, 29]), torch.tensor([0, 2, 3]), torch.tensor([1, 5, 2])
-    x, noise = normal(1, 3, 2, 2, 2), normal(2, 3, 2, 2, 2)
-    push = scale * (spread(a * y - b, x) - x) * (1 + c * spread(chain.kept[t], x))
-    x0 = chain.x0(chain.eps(NET, x, t), x, t).clamp(-1, 1)
-    large = torch.cat([chain.variance[1:2], chain.beta[1:]])
-    mean, variance = chain.mean(x0, x, t), spread(large[t], x)
-    wide = spread((1 - chain.bar[t]).sqrt(), x)
-    eps = (x - spread(chain.bar[t].sqrt(), x) * x0) / wide - wide * push
-    got = {
-        "p_mean_variance.mean": mean, "cond_fn_grad_at_mapped_t": push, "condition_mean": mean + variance * push,
-        "condition_score.pred_xstart": chain.x0(eps, x, t),
-        "p_sample": mean + variance * push + spread((t > 0).double(), x) * variance.sqrt() * noise,
-        "p_sample.noise": noise,
-    }  # fmt: skip
-    io = {"input.x_t": x, "input.t": t, "input.y": y} | {f"output.{name}": value.float() for name, value in got.items()}
-    meta = {
-        "kind": "guided-diffusion/guidance", "timestep_map": chain.kept.tolist(), "model": {"two_heads": False, **NET},
-        "constructor": {"steps": 30, "timestep_respacing": "4"},
-        "settings": {"cond": {"scale": scale, "a": a, "b": b, "c": c}},
-    }  # fmt: skip
-    changes: dict[tuple[str | int, ...], Any] = {("settings", "cond", name): 0.77 for name in ("scale", "a", "b", "c")}
-    check(tmp_path, Record(meta, io), changes | {("constructor", "sigma_small"): True})
+from tests.golden.invented import Analytic, Record, check, normal
 
 
 @pytest.mark.parametrize(("seed", "degree", "offset"), [(7, 2, 0.5), (11, 4, 2.0)])

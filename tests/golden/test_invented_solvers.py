@@ -1,4 +1,4 @@
-"""Consistency models, DPM-Solver's wrapper, UniPC and DDIM under settings that no record has."""
+"""Consistency models, DPM-Solver's wrapper and DDIM under settings that no record has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.invented import Analytic, Record, check, normal, spread
+from tests.golden.invented_dpm import Vp
 
 # ---------------------------------------------------------------------- consistency models
 
@@ -87,15 +88,11 @@ def test_the_toy_of_consistency_models(tmp_path, trained, net):
 def wrapped(schedule: dict[str, Any], settings: dict[str, Any], scale: float) -> Record:
     t, x = torch.tensor([0.2, 0.61]), normal(1, 2, 2, 3)
     cond, null = normal(2, 2, 4), normal(3, 2, 4)
-    if schedule["kind"] == "linear":
-        low, high = schedule["beta_min"], schedule["beta_max"]
-        log_alpha = -(t.double() ** 2) * (high - low) / 4 - t.double() * low / 2
-    else:
-        ends = schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5
-        beta = torch.linspace(*ends, schedule["N"], dtype=torch.float64) ** 2
-        logs, places = 0.5 * torch.log(1 - beta).cumsum(0), t.double() * schedule["N"] - 1
-        below = places.floor().long()
-        log_alpha = logs[below] + (places - below) * (logs[below + 1] - logs[below])
+    names = {"continuous_beta_0": "beta_min", "continuous_beta_1": "beta_max", "ls": "beta_start", "le": "beta_end",
+             "T": "N"}  # fmt: skip
+    numbers = {name: schedule[theirs] for name, theirs in names.items() if theirs in schedule}
+    vp = Vp({"kind": schedule["kind"], "kwargs": numbers}, cut=True)
+    log_alpha = torch.tensor([vp.log_alpha(time) for time in t.double().tolist()], dtype=torch.float64)
     alpha = spread(log_alpha.exp(), x)
     sigma = (1 - alpha**2).sqrt()
     model, clock, classifier = settings["model"], settings["model_time"], settings["classifier"]
@@ -132,6 +129,10 @@ def wrapped(schedule: dict[str, Any], settings: dict[str, Any], scale: float) ->
             {"kind": "discrete", "betas": "square-root-linear", "beta_start": 0.002, "beta_end": 0.03, "N": 250},
             {"scale": 1000.0, "shift": 0.004},
         ),
+        (
+            {"kind": "discrete", "betas": "square-root-linear", "beta_start": 0.0009, "beta_end": 0.045, "N": 1000},
+            {"scale": 1000.0, "shift": 0.0012},
+        ),
     ],
 )
 def test_the_wrapper_of_networks(tmp_path, schedule, clock):
@@ -144,79 +145,6 @@ def test_the_wrapper_of_networks(tmp_path, schedule, clock):
     }  # fmt: skip
     last = "beta_max" if schedule["kind"] == "linear" else "beta_end"
     check(tmp_path, wrapped(schedule, settings, 2.5), changes | {("schedule_settings", last): 0.9})
-
-
-# ---------------------------------------------------------------------- UniPC
-
-
-def unipc(exact: Analytic, start: Tensor, times: list[float], order: int, betas: tuple[float, float]) -> Any:
-    """Its algorithm for x0 with B_2, where the last steps have lower orders: x, and x after the first correction."""
-    low, high = betas
-    alphas = [math.exp(-(t**2) * (high - low) / 4 - t * low / 2) for t in times]
-    sigmas = [math.sqrt(-math.expm1(2 * math.log(a))) for a in alphas]
-    lambdas = [math.log(a / s) for a, s in zip(alphas, sigmas, strict=True)]
-    model = lambda x, i: exact.denoised(x / alphas[i], sigmas[i] / alphas[i])  # noqa: E731
-    x, old, first = start, [model(start, 0)], None
-    count = len(times) - 1
-    for i in range(1, count + 1):
-        used = min(order, i, count + 1 - i)
-        h = lambdas[i] - lambdas[i - 1]
-        ratios = [(lambdas[i - 1 - k] - lambdas[i - 1]) / h for k in range(1, used)]
-        slopes = [(old[-1 - k] - old[-1]) / r for k, r in zip(range(1, used), ratios, strict=True)]
-        places = torch.tensor([*ratios, 1.0], dtype=torch.float64)
-        rows, targets = [], []
-        phi, factorial = math.expm1(-h) / -h - 1, 1
-        for k in range(1, used + 1):
-            rows.append(places ** (k - 1))
-            targets.append(phi * factorial / math.expm1(-h))
-            factorial *= k + 1
-            phi = phi / -h - 1 / factorial
-        matrix, right = torch.stack(rows), torch.tensor(targets, dtype=torch.float64)
-        half = torch.tensor([0.5], dtype=torch.float64)
-        predict = half if used == 2 else torch.linalg.solve(matrix[:-1, :-1], right[:-1]) if used > 2 else half[:0]
-        correct = half if used == 1 else torch.linalg.solve(matrix, right)
-        base = sigmas[i] / sigmas[i - 1] * x - alphas[i] * math.expm1(-h) * old[-1]
-        scale = alphas[i] * math.expm1(-h)
-        predicted = base - scale * sum((w * d for w, d in zip(predict, slopes, strict=True)), torch.zeros_like(x))
-        if i == count:
-            return predicted, first
-        new = model(predicted, i)
-        fixed = sum((w * d for w, d in zip(correct[:-1], slopes, strict=True)), torch.zeros_like(x))
-        x = base - scale * (fixed + correct[-1] * (new - old[-1]))
-        first = x if first is None else first
-        old.append(new)
-    raise AssertionError("a run has at least one step")
-
-
-@pytest.mark.parametrize(("order", "steps", "betas"), [(4, 9, (0.1, 20.0)), (5, 11, (0.4, 12.0))])
-def test_unipc_above_order_three(tmp_path, order, steps, betas):
-    exact, start = Analytic.of(1, 1, 2, 2), normal(2, 2, 1, 2, 2)
-    times = [1 + i / steps * (1 / 500 - 1) for i in range(steps + 1)]
-    x, first = unipc(exact, start.double(), times, order, betas)
-    name = f"bh2.o{order}"
-    t = torch.tensor([0.05, 0.5, 0.9], dtype=torch.float64)
-    log_alpha = -(t**2) * (betas[1] - betas[0]) / 4 - t * betas[0] / 2
-    std = (-(2 * log_alpha).expm1()).sqrt()
-    io = exact.io | {
-        "x_T": start, f"{name}.out": x.float(), f"{name}.f64.out": x, f"{name}.f64.x1": first,
-        f"{name}.model_t": torch.tensor(times[:-1], dtype=torch.float64), "sched.t": t, "sched.log_alpha": log_alpha,
-        "sched.std": std, "sched.lambda": log_alpha - std.log(), "sched.t_of_lambda": t,
-    }  # fmt: skip
-    sample = {"steps": steps, "order": order, "method": "multistep", "skip_type": "time_uniform"}
-    schedule = {
-        "kind": "linear", "total_N": 500, "t_T": 1.0,
-        "kwargs": {"continuous_beta_0": betas[0], "continuous_beta_1": betas[1]},
-    }  # fmt: skip
-    meta = {
-        "kind": "UniPC/vp_linear", "schedule": schedule,
-        "solver_runs": {name: {"init": {"algorithm_type": "data_prediction", "variant": "bh2"}, "sample": sample}},
-    }  # fmt: skip
-    run = ("solver_runs", name)
-    changes = {
-        (*run, "sample", "order"): 3, (*run, "init", "variant"): "bh1", ("schedule", "total_N"): 1000,
-        (*run, "sample", "strange"): 1,
-    }  # fmt: skip
-    check(tmp_path, Record(meta, io), changes)
 
 
 # ---------------------------------------------------------------------- DDIM

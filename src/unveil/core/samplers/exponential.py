@@ -109,9 +109,13 @@ def _multistep(
 
 
 def order_per_step(schedule: Schedule, order: int, lower_below: float) -> Tensor:
-    """The highest order of each step: that of the method, or with few steps the number of steps that remain."""
+    """The highest order of each step: that of the method, or with few steps the number of steps that remain.
+
+    As published, the first steps, whose orders rise, are not lowered.
+    """
     left = steps_left(schedule)
-    return where((left[0] < lower_below) & (left[:-1] < order), left[:-1], float(order))
+    rising = left[0] - left[:-1] + 1 < left[0].clamp(max=order)
+    return where((left[0] < lower_below) & (left[:-1] < order) & ~rising, left[:-1], float(order))
 
 
 # ---------------------------------------------------------------------- single-step
