@@ -82,6 +82,12 @@ def spread(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def karras(n: int, low: float, high: float, rho: float) -> list[float]:
+    """The n levels of Karras et al. 2022, eq. 5, and 0."""
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return [*((first + i / max(n - 1, 1) * (last - first)) ** rho for i in range(n)), 0.0]
+
+
 class Analytic(NamedTuple):
     """Isotropic Gaussians, whose denoiser is known."""
 

@@ -10,16 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, normal, spread
+from tests.golden.invented import Analytic, Record, check, karras, normal, spread
 from tests.golden.invented_dpm import Vp
 
 # ---------------------------------------------------------------------- consistency models
-
-
-def karras(n: int, low: float, high: float, rho: float) -> list[float]:
-    """n levels and 0."""
-    first, last = high ** (1 / rho), low ** (1 / rho)
-    return [*((first + i / (n - 1) * (last - first)) ** rho for i in range(n)), 0.0]
 
 
 def toy(x: Tensor, sigma: float, net: dict[str, float], trained: dict[str, float], distilled: bool) -> Tensor:
