@@ -66,6 +66,29 @@ def test_all_get_the_number_of_the_process_whose_connection_ends(victim):
         watch.close(RuntimeError("connection closed by peer"))
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_first_process_ends_only_after_it_has_reported_which_one_was_killed(waits):
+    every = watches(3)
+    first, send = every[0], every[0]._send
+    noticed = threading.Event()
+
+    def send_slowly(end: dict[str, Any]) -> None:
+        if threading.current_thread() is first._thread:
+            noticed.set()
+            threading.Event().wait(0.3)  # the error of its main thread comes meanwhile
+        send(end)
+
+    first._send = send_slowly
+    every[1]._send = lambda end: None
+    every[1].close()
+    assert noticed.wait(5)
+    if waits:
+        first.failure()
+    first.close(RuntimeError("connection closed by peer"))
+    assert str(every[2].failure()).startswith("process 1 of 3 (numbers from 0) was killed or lost")
+    every[2].close()
+
+
 def test_the_error_that_ends_a_process_is_reported_to_the_others():
     every = watches(3)
     every[1].close(DataError("photos/20.png: cannot be read"))

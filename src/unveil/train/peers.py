@@ -60,6 +60,7 @@ class ProcessWatch:
         self.rank, self.world = rank, world
         self.end: ProcessEnd | None = None
         self._noticed, self._closed = threading.Event(), threading.Event()
+        self._sending = threading.Lock()  # a process sends one end: its own or the one that it noticed before
         try:
             self._links = _accepted(world, broadcast, host) if rank == 0 else _connected(rank, broadcast, host)
         except OSError as problem:
@@ -79,10 +80,10 @@ class ProcessWatch:
     def close(self, problem: BaseException | None = None) -> None:
         """End the watch, and notify the other processes of the error that ends this one; None: there is none."""
         reason = None if problem is None else str(problem) or type(problem).__name__
-        if problem is not None and self.end is not None:
-            reason = f"process {self.end.rank} ended before"
-        self._closed.set()
-        self._send({"ended": self.rank, "reason": reason, "early": problem is not None})
+        with self._sending:
+            self._closed.set()
+            if self.end is None:  # otherwise the cause has been sent, and this end follows from it
+                self._send({"ended": self.rank, "reason": reason, "early": problem is not None})
         for link in self._links:
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
@@ -107,8 +108,6 @@ class ProcessWatch:
                             break
         if self.end is None or self._closed.is_set():
             return
-        self._noticed.set()
-        self._send({"ended": self.end.rank, "reason": self.end.reason, "early": True})
         if not self._closed.wait(GRACE_S):
             os.write(2, f"error: {self._message(self.end)}\n".encode())
             os._exit(OutOfResources.exit_code)
@@ -123,12 +122,16 @@ class ProcessWatch:
         return bool(received) and not self._received[link].endswith(b"\n")
 
     def _note_end(self, link: socket.socket) -> None:
+        """Record an early end and forward it, before the main thread can close the connections."""
         try:
-            last = json.loads(self._received[link])
+            last: dict[str, Any] = json.loads(self._received[link])
         except ValueError:  # nothing, or a part of a line: it was killed
             last = {"ended": self._links[link], "reason": None, "early": True}
-        if last["early"] and not self._closed.is_set():
-            self.end = ProcessEnd(last["ended"], last["reason"])
+        with self._sending:
+            if last["early"] and not self._closed.is_set():
+                self.end = ProcessEnd(last["ended"], last["reason"])
+                self._send({"ended": self.end.rank, "reason": self.end.reason, "early": True})
+                self._noticed.set()
 
     def _send(self, end: dict[str, Any]) -> None:
         for link in self._links:
