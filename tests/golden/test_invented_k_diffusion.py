@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, normal, spread, uniform
+from tests.golden.invented import Record, check, normal, spread, uniform
 
 # ---------------------------------------------------------------------- wrappers of k-diffusion
 
@@ -142,34 +142,4 @@ def test_densities_have_their_own_arguments(tmp_path, data):
         ("settings", "inner", "b"): 0.1, ("sigma_data",): 0.5, (*places, "rand_log_normal", "strange"): 1,
         (*places, "rand_log_normal", "from"): "z",
     }  # fmt: skip
-    check(tmp_path, Record(meta, io), changes)
-
-
-# ---------------------------------------------------------------------- samplers of k-diffusion
-
-
-@pytest.mark.parametrize(("rho", "churn"), [(5.0, 2.0), (3.0, 0.7)])
-def test_the_schedule_of_samplers_comes_from_its_settings(tmp_path, rho, churn):
-    exact, start, noise = Analytic.of(1, 1, 2, 2), 9 * normal(2, 2, 1, 2, 2), normal(3, 6, 2, 1, 2, 2)
-    steps, low, high = 5, 0.08, 9.0
-    first, last = high ** (1 / rho), low ** (1 / rho)
-    sigmas = [*((first + i / (steps - 1) * (last - first)) ** rho for i in range(steps)), 0.0]
-    kwargs = {"s_churn": churn, "s_tmin": 0.2, "s_tmax": 6.0, "s_noise": 1.01}
-    x, called = start.double(), []
-    for i in range(steps):
-        gamma = min(churn / steps, 2**0.5 - 1) if 0.2 <= sigmas[i] <= 6 else 0.0
-        hat = sigmas[i] * (1 + gamma)
-        x = x + noise[i].double() * 1.01 * math.sqrt(hat**2 - sigmas[i] ** 2)
-        called.append(hat)
-        x = x + (x - exact.denoised(x, hat)) / hat * (sigmas[i + 1] - hat)
-    io = exact.io | {
-        "x_T": start, "noise": noise, "sigmas_f64": torch.tensor(sigmas, dtype=torch.float64),
-        "e.model_sigmas": torch.tensor(called, dtype=torch.float64), "e.out": x.float(), "e.f64.out": x,
-    }  # fmt: skip
-    meta = {
-        "kind": "k-diffusion/samplers", "samplers": {"e": {"function": "sample_euler", "kwargs": kwargs}},
-        "sigmas": {"function": "get_sigmas_karras", "n": steps, "sigma_min": low, "sigma_max": high, "rho": rho},
-    }  # fmt: skip
-    changes: dict[tuple[str | int, ...], Any] = {("sigmas", "rho"): 7.0, ("sigmas", "sigma_max"): 8.0}
-    changes |= {("samplers", "e", "kwargs", name): 0.9 for name in (*kwargs, "strange")}
     check(tmp_path, Record(meta, io), changes)

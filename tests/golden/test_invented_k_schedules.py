@@ -11,33 +11,12 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, karras, normal
+from tests.golden.invented import Analytic, Record, check, normal
+from tests.golden.invented_k_samplers import Settings, ancestral, sigmas_of
 
-Settings = dict[str, Any]
 Places = dict[tuple[str | int, ...], Any]
 
 # ---------------------------------------------------------------------- schedules
-
-
-def sigmas_of(name: str, call: Settings) -> list[float]:
-    """`get_sigmas_karras`, `_exponential`, `_polyexponential` or `_vp`."""
-    n = call["n"]
-    parts = [i / max(n - 1, 1) for i in range(n)]
-    if name == "karras":
-        return karras(n, call["sigma_min"], call["sigma_max"], call.get("rho", 7.0))
-    if name == "vp":
-        times = [1 + part * (call.get("eps_s", 1e-3) - 1) for part in parts]
-        rise, low = call.get("beta_d", 19.9), call.get("beta_min", 0.1)
-        return [*(math.sqrt(math.expm1(rise * t**2 / 2 + low * t)) for t in times), 0.0]
-    low, high = math.log(call["sigma_min"]), math.log(call["sigma_max"])
-    power = call.get("rho", 1.0) if name == "polyexponential" else 1.0
-    return [*(math.exp((1 - part) ** power * (high - low) + low) for part in parts), 0.0]
-
-
-def ancestral(here: float, there: float, eta: float) -> tuple[float, float]:
-    """`get_ancestral_step`: where to, and the noise back up, which is at most the whole of the next level."""
-    up = min(there, eta * math.sqrt(there**2 * (here**2 - there**2) / here**2))
-    return math.sqrt(there**2 - up**2), up
 
 
 SCHEDULES: list[tuple[dict[str, Settings], list[float], Places]] = [
