@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +17,18 @@ from tests.golden.k_diffusion import by_step, mixture, ratio
 from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.elementary import as_tensor
-from unveil.core.samplers import CoefficientTable, euler_time, heun, heun_time, run
-from unveil.core.schedules import Schedule
+from unveil.core.rng import Noise
+from unveil.core.samplers import CoefficientTable, StepRow, euler_time, heun, heun_time, run
 from unveil.core.ve import EDMProcess
 from unveil.types import NoiseLevel
 
 
 class Plan(NamedTuple):
-    """The rows of a run, its levels, and the error that the original's own rounding makes."""
+    """The rows of a run, its first level, its noise of recorded numbers, and the error of the original's rounding."""
 
     table: CoefficientTable
-    schedule: Schedule
+    start: NoiseLevel
+    noise: Callable[[Tensor], Noise]
     rounding: float = 0.0
 
 
@@ -38,6 +41,7 @@ class Sampled(NamedTuple):
 
 
 Rounding = Callable[[float], float]  # a sigma -> the nearest that a network knows
+Build = Callable[..., CoefficientTable]  # a schedule, and options of churn -> rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Clock:
         """The level at t, with s(t) as alpha and s(t) sigma(t) as sigma."""
         t = as_tensor(t)
         rows = [self._numbers_at(number) for number in t.flatten().tolist()]
-        return NoiseLevel(*(as_tensor(column).reshape(t.shape) for column in zip(*rows, strict=True)))
+        return NoiseLevel(*(column.reshape(t.shape) for column in as_tensor(rows).reshape(-1, 5).unbind(1)))
 
     def _numbers_at(self, t: float) -> tuple[float, float, float, float, float]:
         if t == 0:
@@ -135,13 +139,39 @@ def keywords(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return {**defaults, **given}
 
 
-def churn(call: Mapping[str, Any], schedule: Schedule) -> dict[str, float]:
-    """The four numbers under our names; the share of a step is that of `num_steps`, also where levels coincide."""
+def planned(build: Build, clock: Clock, sigmas: Sequence[float], call: Mapping[str, Any]) -> Plan:
+    """The rows over these sigmas as the network rounds them, and onto the data."""
+    rounded = [*(clock.rounded(sigma) for sigma in sigmas), 0.0]
     options = {ours: call[theirs] for theirs, ours in CHURN.items()}
-    steps = len(schedule) - 1
-    if call["S_churn"] and steps < call["num_steps"]:
-        raise Unsupported("churn where levels coincide")
-    return options
+    if not call["S_churn"] or len(set(rounded)) == len(rounded):
+        # without churn a step between equal levels does nothing
+        schedule = schedules.from_sigmas(clock, list(dict.fromkeys(rounded)))
+        table = build(schedule, **options)
+        return Plan(table, schedule[0], lambda noises: by_step(table, schedule, noises))
+    options["s_churn"] = call["S_churn"] / call["num_steps"]  # of a run of one step
+    rows: list[StepRow] = []
+    steps: list[int] = []
+    for step, pair in enumerate(pairwise(rounded)):
+        added = step_rows(build, clock, pair, options)
+        rows += added
+        steps += [step] * len(added)
+    start = schedules.from_sigmas(clock, [rounded[0], 0.0])[0]
+    return Plan(CoefficientTable(rows), start, lambda noises: lambda row, draw=0: noises[steps[row]])
+
+
+def step_rows(build: Build, clock: Clock, pair: tuple[float, float], options: Mapping[str, float]) -> Sequence[StepRow]:
+    """One step with churn; one between equal levels begins and ends at the level, and is made from the churned one."""
+    here, there = pair
+    if there < here:
+        return build(schedules.from_sigmas(clock, pair), **options).rows
+    share = min(options["s_churn"], math.sqrt(2) - 1) if options["s_tmin"] <= here <= options["s_tmax"] else 0.0
+    top = clock.rounded(here * (1 + share))
+    if top <= here:
+        return []
+    schedule = schedules.from_sigmas(clock, [top, there])
+    keep, width = schedule[0].alpha / schedule[1].alpha, math.sqrt(top**2 - here**2)
+    raised = StepRow(None, as_tensor(keep), noise=as_tensor(options["s_noise"] * schedule[0].alpha * width))
+    return [raised, *build(schedule).rows]
 
 
 def edm_table(given: Mapping[str, Any], net: Net) -> Plan:
@@ -149,8 +179,8 @@ def edm_table(given: Mapping[str, Any], net: Net) -> Plan:
     call = keywords(given, EDM)
     low, high = max(call["sigma_min"], net.least), min(call["sigma_max"], net.most)
     drawn = schedules.karras(EDMProcess(), call["num_steps"], sigma_min=low, sigma_max=high, rho=call["rho"])
-    schedule = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
-    return Plan(heun(schedule, **churn(call, schedule)), schedule)
+    clock = Clock("linear", "none", 0.0, 0.0, net.rounded)
+    return planned(heun, clock, [ratio(level) for level in drawn[:-1]], call)
 
 
 def ablation_table(given: Mapping[str, Any], net: Net) -> Plan:
@@ -178,14 +208,11 @@ def ablation_table(given: Mapping[str, Any], net: Net) -> Plan:
         if call[name] not in allowed:
             raise Unsupported(f"{name} {call[name]!r}")
     clock = Clock(call["schedule"], call["scaling"], rise, beta_min, net.rounded)
-    schedule = ended(clock, [ratio(level) for level in drawn[:-1]])
-    options = churn(call, schedule)
-    within = [call["S_min"] <= ratio(level) <= call["S_max"] for level in schedule[:-1]]
+    sigmas = [ratio(level) for level in drawn[:-1]]
+    within = [call["S_min"] <= clock.rounded(sigma) <= call["S_max"] for sigma in sigmas]
     rounds = call["schedule"] == "vp" and not (call["S_churn"] and all(within))
-    if call["solver"] == "euler":
-        return Plan(euler_time(schedule, **options), schedule, VP_ROUNDING if rounds else 0.0)
-    table = heun_time(schedule, node=call["alpha"], **options)
-    return Plan(table, schedule, VP_ROUNDING if rounds else 0.0)
+    build = euler_time if call["solver"] == "euler" else partial(heun_time, node=call["alpha"])
+    return planned(build, clock, sigmas, call)._replace(rounding=VP_ROUNDING if rounds else 0.0)
 
 
 def iddpm_sigmas(call: Mapping[str, Any], low: float, high: float) -> list[float]:
@@ -202,18 +229,13 @@ def iddpm_sigmas(call: Mapping[str, Any], low: float, high: float) -> list[float
     return kept[places.round().long()].tolist()
 
 
-def ended(clock: Clock, sigmas: Sequence[float]) -> Schedule:
-    """The levels of these sigmas on a clock, each once where rounding makes two of them one, and clean data."""
-    return schedules.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
-
-
 def sampled(settings: Mapping[str, Any], net: Net, latents: Tensor, noises: Tensor) -> Sampled:
     """One recorded run: `settings` names the function and its keywords; float64, as the original."""
     make = {"edm_sampler": edm_table, "ablation_sampler": ablation_table}[settings["function"]]
-    table, schedule, rounding = make(settings["kwargs"], net)
-    x = schedule[0].sigma * latents.double()
-    x = run(table, net.step, x, noise=by_step(table, schedule, noises.double()))
-    return Sampled(table, x, torch.tensor(rounding) if rounding else None)
+    plan = make(settings["kwargs"], net)
+    x = plan.start.sigma * latents.double()
+    x = run(plan.table, net.step, x, noise=plan.noise(noises.double()))
+    return Sampled(plan.table, x, torch.tensor(plan.rounding) if plan.rounding else None)
 
 
 def samplers(case: Case) -> Iterator[Comparison]:

@@ -1,15 +1,17 @@
-"""EDM's classes as published, in plain torch, around the functional networks."""
+"""EDM's classes and samplers as published, in plain torch, around the functional networks."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tests.golden import reference_song
-from tests.golden.invented import spread
+from tests.golden.invented import karras, spread
 from tests.golden.reference_layers import Weights
 
 Settings = dict[str, Any]
@@ -132,3 +134,121 @@ DEFAULTS: dict[str, Settings] = {
     "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100.0}, "iDDPMPrecond": IDDPM,
     "EDMPrecond": {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5},
 }  # fmt: skip
+
+# ---------------------------------------------------------------------- samplers
+
+
+class Net(NamedTuple):
+    """What the samplers use of a class: x0 at a sigma, its levels and how it rounds them."""
+
+    denoised: Callable[[Tensor, float], Tensor]
+    least: float = 0.0
+    most: float = math.inf
+    rounded: Callable[[float], float] = float
+
+
+class Result(NamedTuple):
+    """The sample, and the sigmas of the network's calls."""
+
+    x: Tensor
+    called: list[float]
+
+
+def churn(call: Settings, sigma: float) -> float:
+    """Gamma."""
+    inside = call.get("S_min", 0.0) <= sigma <= call.get("S_max", math.inf)
+    return min(call.get("S_churn", 0.0) / call.get("num_steps", 18), math.sqrt(2) - 1) if inside else 0.0
+
+
+class Time(NamedTuple):
+    """sigma(t) and s(t) with their slopes, and the t of a sigma."""
+
+    schedule: str
+    scaling: str
+    beta_d: float
+    beta_min: float
+
+    def sigma(self, t: float) -> float:
+        if self.schedule == "vp":
+            return vp_sigma(self.beta_d, self.beta_min, torch.tensor(t, dtype=torch.float64)).item()
+        return math.sqrt(t) if self.schedule == "ve" else t
+
+    def slope(self, t: float) -> float:
+        if self.schedule == "vp":
+            return 0.5 * (self.beta_min + self.beta_d * t) * (self.sigma(t) + 1 / self.sigma(t))
+        return 0.5 / math.sqrt(t) if self.schedule == "ve" else 1.0
+
+    def inverse(self, sigma: float) -> float:
+        if self.schedule == "vp":
+            root = math.sqrt(self.beta_min**2 + 2 * self.beta_d * math.log(sigma**2 + 1))
+            return (root - self.beta_min) / self.beta_d
+        return sigma**2 if self.schedule == "ve" else sigma
+
+    def scale(self, t: float) -> float:
+        return 1 / math.sqrt(1 + self.sigma(t) ** 2) if self.scaling == "vp" else 1.0
+
+    def scale_slope(self, t: float) -> float:
+        return -self.sigma(t) * self.slope(t) * self.scale(t) ** 3 if self.scaling == "vp" else 0.0
+
+
+def levels(call: Settings, low: float, high: float) -> list[float]:
+    """The sigmas of a discretisation between two ends."""
+    kind, count, smallest = call.get("discretization", "edm"), call.get("num_steps", 18), call.get("epsilon_s", 1e-3)
+    parts = [i / (count - 1) for i in range(count)]
+    match kind:
+        case "edm":
+            return karras(count, low, high, call.get("rho", 7.0))[:-1]
+        case "ve":
+            return [high * (low / high) ** part for part in parts]
+        case "vp":
+            times = torch.tensor([1 + part * (smallest - 1) for part in parts], dtype=torch.float64)
+            return vp_sigma(*betas(low, high, smallest), times).tolist()
+        case _:
+            u = table(*(call.get(name, value) for name, value in IDDPM.items()), dtype=torch.float64)
+            inside = u[(u >= low) & (u <= high)].tolist()
+            return [inside[round((len(inside) - 1) / (count - 1) * i)] for i in range(count)]
+
+
+def betas(low: float, high: float, smallest: float) -> tuple[float, float]:
+    """beta_d and beta_min of the VP process that has these sigmas at its smallest time and at 1."""
+    first, last = math.log(low**2 + 1), math.log(high**2 + 1)
+    rise = 2 * (first / smallest - last) / (smallest - 1)
+    return rise, last - 0.5 * rise
+
+
+def sampled(call: Settings, net: Net, latents: Tensor, noise: Tensor, *, ablation: bool) -> Result:
+    """`edm_sampler`, and with `ablation` `ablation_sampler`."""
+    kind = call.get("discretization", "edm") if ablation else "edm"
+    usual = {"edm": (0.002, 80.0), "ve": (0.02, 100.0), "iddpm": (0.002, 81.0)}.get(kind)
+    if usual is None:
+        usual = tuple(vp_sigma(19.9, 0.1, torch.tensor([call.get("epsilon_s", 1e-3), 1.0]).double()).tolist())
+    low, high = max(call.get("sigma_min", usual[0]), net.least), min(call.get("sigma_max", usual[1]), net.most)
+    time = Time("linear", "none", 0.0, 0.0)
+    if ablation:
+        ends = betas(low, high, call.get("epsilon_s", 1e-3))
+        time = Time(call.get("schedule", "linear"), call.get("scaling", "none"), *ends)
+    times = [time.inverse(net.rounded(sigma)) for sigma in levels(call, low, high)] + [0.0]
+    alpha, called = call.get("alpha", 1.0), []
+    x = latents.double() * time.sigma(times[0]) * time.scale(times[0])
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        sigma, scale = time.sigma(t), time.scale(t)
+        called.append(sigma)
+        on_x = time.slope(t) / sigma + time.scale_slope(t) / scale
+        return on_x * x - time.slope(t) * scale / sigma * net.denoised(x / scale, sigma)
+
+    for i, (here, there) in enumerate(pairwise(times)):
+        sigma = time.sigma(here)
+        hat = time.inverse(net.rounded(sigma * (1 + churn(call, sigma))))
+        wide = math.sqrt(max(time.sigma(hat) ** 2 - sigma**2, 0.0))
+        x = (
+            time.scale(hat) / time.scale(here) * x
+            + wide * time.scale(hat) * call.get("S_noise", 1.0) * noise[i].double()
+        )
+        width, first = there - hat, slope(x, hat)
+        if i == len(times) - 2 or call.get("solver", "heun") == "euler":
+            x = x + width * first
+            continue
+        second = slope(x + alpha * width * first, hat + alpha * width)
+        x = x + width * ((1 - 0.5 / alpha) * first + 0.5 / alpha * second)
+    return Result(x, called)

@@ -119,15 +119,19 @@ def sde_table(case: Case, prefix: str) -> Iterator[Comparison]:
 
 @dataclass
 class Annealed:
-    """The corrector whose step is (snr sigma)^2, whatever the norms."""
+    """The corrector whose step is (snr sigma)^2, whatever the norms.
+
+    Sigma is that of the process at t, also where the network is evaluated at a level of the chain.
+    """
 
     snr: float
     steps: int
+    process: Process
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Any) -> Tensor:
         """A Langevin step."""
-        size = 2 * scale * self.snr**2
-        return x - size * level.sigma * estimate.eps + math.sqrt(2 * size) * level.sigma * noise
+        size = 2 * scale * (self.snr * self.process.at(level.t).sigma) ** 2
+        return x - size * estimate.eps / level.sigma + math.sqrt(2 * size) * noise
 
 
 def over_the_batch(x: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ def chain(
         return CoefficientTable(rows), lambda step, draw=0: noises[step]
     each = options["n_steps"]
     if corrects == "ald":
-        corrector: Any = Annealed(options["snr"], each)
+        corrector: Any = Annealed(options["snr"], each, made.process)
     else:
         corrector = LangevinPlan(options["snr"], each, norm=over_the_batch, largest=math.inf)
     scales = [1 - made.betas[made.index(t)] if made.name == "vp" else as_tensor(1.0) for t in times]
@@ -193,8 +197,8 @@ def chain(
 
 
 def level_of(made: Published, t: Tensor, continuous: bool) -> NoiseLevel:
-    """Where the score is evaluated."""
-    if continuous:
+    """Where the score is evaluated; sub-VP's networks have continuous labels alone."""
+    if continuous or made.name == "subvp":
         return made.process.at(t.item())
     if made.name == "ve":
         label = torch.round((1 - t) * (made.steps - 1)).long()
@@ -252,12 +256,16 @@ def ode_run(case: Case, name: str, eps: float) -> Iterator[Comparison]:
         def bits(density: Tensor) -> Tensor:
             return bits_per_dim(density, x[0].numel(), width)
 
-        _, recorded = rk45(published, exact, x, probe, (eps, 1.0), tolerance)
+        latent, trace = rk45(published, exact, x, probe, (eps, 1.0), tolerance)
+        deviation = published.settings["sigma_max"] if kind == "ve" else 1.0
+        recorded = normal_density(latent, deviation) + trace
         yield case.compare(name.replace("likelihood", "bpd"), bits(recorded).float())
         ours = log_density(
             exact, published.process, x, probes=lambda _: probe, ends=(clean, noisy), rtol=tight[0], atol=tight[1]
         )
-        theirs = rk45(published, exact, x, probe, (eps, 1.0), tight)[1]
+        latent, trace = rk45(published, exact, x, probe, (eps, 1.0), tight)
+        # sub-VP's start is not the published standard normal, but as wide as x is there
+        theirs = normal_density(latent, float(published.process.prior(noisy))) + trace
         yield case.compare(name.replace("likelihood", "library"), bits(ours.value).float(), want=bits(theirs).float())
         yield case.compare(name.replace("likelihood", "exact_bpd_at_eps"), bits(exact.log_density(x, clean)))
         return
@@ -279,9 +287,10 @@ def rk45(
     published: Published, step: DenoiseFn, x: Tensor, probe: Tensor | None, between: tuple[float, float],
     tolerance: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The probability-flow ODE in t by scipy's RK45 over the whole batch at once: x at the end, and log p (B,).
+    """The probability-flow ODE in t by scipy's RK45 over the whole batch at once.
 
-    log p adds the trace that a probe estimates to the density of the prior at the end.
+    Returns:
+        x at the end, and the integral (B,) of the trace that a probe estimates; empty without a probe.
     """
     process, count = published.process, x.numel()
 
@@ -303,11 +312,12 @@ def rk45(
     rtol, atol = tolerance
     end = torch.from_numpy(solve_ivp(rates, between, start, rtol=rtol, atol=atol, method="RK45").y[:, -1])
     latent = end[:count].view_as(x)
-    if probe is None:
-        return latent, torch.zeros(0)
-    deviation = published.settings["sigma_max"] if published.name == "ve" else 1.0
-    prior = torch.distributions.Normal(0.0, deviation).log_prob(latent).flatten(1).sum(1)
-    return latent, prior + end[count:]
+    return latent, end[count:]
+
+
+def normal_density(x: Tensor, deviation: float) -> Tensor:
+    """Logarithm of the density (B,) of numbers around 0."""
+    return torch.distributions.Normal(0.0, deviation).log_prob(x).flatten(1).sum(1)
 
 
 def log_likelihood(case: Case) -> Iterator[Comparison]:

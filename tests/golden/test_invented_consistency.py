@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.golden.invented import Analytic, Record, check, karras, normal
+from tests.golden.invented_k_samplers import ancestral
 
 Settings = dict[str, Any]
 Places = dict[tuple[str | int, ...], Any]
 
 # ---------------------------------------------------------------------- schedules
-
-
-def ancestral(here: float, there: float) -> tuple[float, float]:
-    """The level below the next one, and the noise back up to it."""
-    up = math.sqrt(there**2 * (here**2 - there**2) / here**2)
-    return math.sqrt(there**2 - up**2), up
 
 
 @pytest.mark.parametrize(
@@ -38,7 +33,7 @@ def test_schedules(tmp_path, specs):
     io = {}
     for k, spec in enumerate(specs):
         sigmas = karras(spec["n"], spec["sigma_min"], spec["sigma_max"], spec.get("rho", 7.0))
-        down, up = zip(*(ancestral(*pair) for pair in pairwise(sigmas)), strict=True)
+        down, up = zip(*(ancestral(*pair, 1.0) for pair in pairwise(sigmas)), strict=True)
         io[f"spec{k}.sigmas"] = torch.tensor(sigmas)
         io |= {f"spec{k}.ancestral.sigma_down": torch.tensor(down), f"spec{k}.ancestral.sigma_up": torch.tensor(up)}
     last = len(specs) - 1
@@ -101,7 +96,7 @@ def first_order(denoise: Denoise, x: Tensor, sigmas: list[float], noises: Tensor
     """`sample_euler`, and with noises `sample_euler_ancestral`."""
     shown = []
     for i, (sigma, there) in enumerate(pairwise(sigmas)):
-        low, up = (there, 0.0) if noises is None else ancestral(sigma, there)
+        low, up = (there, 0.0) if noises is None else ancestral(sigma, there, 1.0)
         shown.append(denoise(x, sigma))
         x = x + (low - sigma) * (x - shown[-1]) / sigma
         x = x if noises is None else x + up * noises[i].double()

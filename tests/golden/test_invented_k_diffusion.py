@@ -1,4 +1,4 @@
-"""k-diffusion and EDM under settings that no record has, computed here from the published formulas."""
+"""k-diffusion under settings that no record has, computed here from the published formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, normal, spread, uniform
+from tests.golden.invented import Record, check, normal, spread, uniform
 
 # ---------------------------------------------------------------------- wrappers of k-diffusion
 
@@ -143,85 +143,3 @@ def test_densities_have_their_own_arguments(tmp_path, data):
         (*places, "rand_log_normal", "from"): "z",
     }  # fmt: skip
     check(tmp_path, Record(meta, io), changes)
-
-
-# ---------------------------------------------------------------------- samplers of k-diffusion
-
-
-@pytest.mark.parametrize(("rho", "churn"), [(5.0, 2.0), (3.0, 0.7)])
-def test_the_schedule_of_samplers_comes_from_its_settings(tmp_path, rho, churn):
-    exact, start, noise = Analytic.of(1, 1, 2, 2), 9 * normal(2, 2, 1, 2, 2), normal(3, 6, 2, 1, 2, 2)
-    steps, low, high = 5, 0.08, 9.0
-    first, last = high ** (1 / rho), low ** (1 / rho)
-    sigmas = [*((first + i / (steps - 1) * (last - first)) ** rho for i in range(steps)), 0.0]
-    kwargs = {"s_churn": churn, "s_tmin": 0.2, "s_tmax": 6.0, "s_noise": 1.01}
-    x, called = start.double(), []
-    for i in range(steps):
-        gamma = min(churn / steps, 2**0.5 - 1) if 0.2 <= sigmas[i] <= 6 else 0.0
-        hat = sigmas[i] * (1 + gamma)
-        x = x + noise[i].double() * 1.01 * math.sqrt(hat**2 - sigmas[i] ** 2)
-        called.append(hat)
-        x = x + (x - exact.denoised(x, hat)) / hat * (sigmas[i + 1] - hat)
-    io = exact.io | {
-        "x_T": start, "noise": noise, "sigmas_f64": torch.tensor(sigmas, dtype=torch.float64),
-        "e.model_sigmas": torch.tensor(called, dtype=torch.float64), "e.out": x.float(), "e.f64.out": x,
-    }  # fmt: skip
-    meta = {
-        "kind": "k-diffusion/samplers", "samplers": {"e": {"function": "sample_euler", "kwargs": kwargs}},
-        "sigmas": {"function": "get_sigmas_karras", "n": steps, "sigma_min": low, "sigma_max": high, "rho": rho},
-    }  # fmt: skip
-    changes: dict[tuple[str | int, ...], Any] = {("sigmas", "rho"): 7.0, ("sigmas", "sigma_max"): 8.0}
-    changes |= {("samplers", "e", "kwargs", name): 0.9 for name in (*kwargs, "strange")}
-    check(tmp_path, Record(meta, io), changes)
-
-
-# ---------------------------------------------------------------------- EDM's ablation sampler
-
-
-def ablation(exact: Analytic, latents: Tensor, noise: Tensor, call: dict[str, Any]) -> tuple[Tensor, list[float]]:
-    """Heun in t with sigma(t) = t, on the levels of Improved DDPM; x and the sigmas of the calls."""
-    count, steps = call["M"], call["num_steps"]
-    bar = (0.5 * math.pi * torch.arange(count + 1) / count / (call["C_2"] + 1)).sin() ** 2
-    u = torch.zeros(count + 1, dtype=torch.float64)
-    for j in range(count, 0, -1):
-        u[j - 1] = ((u[j] ** 2 + 1) / (bar[j - 1] / bar[j]).clip(min=call["C_1"]) - 1).sqrt()
-    kept = u[(u >= call["sigma_min"]) & (u <= call["sigma_max"])]
-    times = [kept[round((len(kept) - 1) / (steps - 1) * i)].item() for i in range(steps)] + [0.0]
-    x, called = latents.double() * times[0], []
-    for i in range(steps):
-        gamma = min(call["S_churn"] / steps, 2**0.5 - 1)
-        hat, there = times[i] * (1 + gamma), times[i + 1]
-        x = x + math.sqrt(hat**2 - times[i] ** 2) * call["S_noise"] * noise[i].double()
-        slope = (x - exact.denoised(x, hat)) / hat
-        called.append(hat)
-        if i == steps - 1:
-            return x + (there - hat) * slope, called
-        middle = hat + call["alpha"] * (there - hat)
-        ahead = x + call["alpha"] * (there - hat) * slope
-        called.append(middle)
-        second = (ahead - exact.denoised(ahead, middle)) / middle
-        weight = 1 / (2 * call["alpha"])
-        x = x + (there - hat) * ((1 - weight) * slope + weight * second)
-    raise AssertionError("a run has at least one step")
-
-
-@pytest.mark.parametrize(("least", "offset", "alpha"), [(0.05, 0.03, 0.6), (0.2, 0.001, 0.8)])
-def test_the_ablation_sampler(tmp_path, least, offset, alpha):
-    exact, latents, noise = Analytic.of(1, 1, 2, 2), normal(2, 2, 1, 2, 2), normal(3, 6, 2, 1, 2, 2)
-    call: dict[str, Any] = {
-        "discretization": "iddpm", "num_steps": 4, "C_1": least, "C_2": offset, "M": 60, "alpha": alpha,
-        "sigma_min": 0.05, "sigma_max": 20.0, "S_churn": 0.9, "S_noise": 1.02, "rho": 5.0,
-    }  # fmt: skip
-    x, called = ablation(exact, latents, noise, call)
-    io = exact.io | {
-        "latents": latents, "noise": noise, "run.out": x,
-        "run.net_sigmas": torch.tensor(called, dtype=torch.float64),
-    }  # fmt: skip
-    run = {"function": "ablation_sampler", "kwargs": call, "net_sigma_min": 0, "net_sigma_max": math.inf}
-    changes = {
-        ("runs", "run", "kwargs", name): value
-        for name, value in {
-            "C_1": 0.6, "C_2": 0.4, "M": 50, "alpha": 1.0, "sigma_max": 5.0, "S_noise": 1.0, "strange": 1,
-        }.items()
-    }  # fmt: skip
-    check(tmp_path, Record({"kind": "edm/samplers", "runs": {"run": run}}, io), changes)

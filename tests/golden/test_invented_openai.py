@@ -1,15 +1,13 @@
-"""Score SDE and metrics under settings that no record has."""
+"""Metrics under settings that no record has."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.invented import Analytic, Record, check, normal
+from tests.golden.invented import Record, check, normal
 
 
 @pytest.mark.parametrize(("seed", "degree", "offset"), [(7, 2, 0.5), (11, 4, 2.0)])
@@ -43,38 +41,3 @@ def test_metrics_with_another_kernel_and_seed(tmp_path, seed, degree, offset):
     meta = {"kind": "torch-fidelity/metrics", "settings": settings, "outputs": outputs}
     names = {"kid_seed": 3, "kid_degree": 3, "kid_coef0": 1.0, "kid_subsets": 4, "isc_splits": 3, "prc_neighborhood": 1}
     check(tmp_path, Record(meta, io), {("settings", name): value for name, value in names.items()})
-
-
-@pytest.mark.parametrize(("steps", "bits", "betas"), [(50, 7.0, (0.2, 15.0)), (400, 9.0, (0.1, 12.0))])
-def test_likelihoods_of_one_gaussian(tmp_path, steps, bits, betas):
-    """Its flow is linear, so that the density at eps and the last step are known in closed form."""
-    eps, (low, high) = 1e-2, betas
-    exact = Analytic(torch.tensor([1.0]), normal(1, 1, 1, 2, 2), torch.tensor([0.5]))
-    x, z = normal(2, 3, 1, 2, 2), normal(3, 3, 1, 2, 2)
-    level = lambda t: math.exp(-0.25 * t * t * (high - low) - 0.5 * t * low)  # noqa: E731
-    width = lambda t: math.sqrt((0.5 * level(t)) ** 2 + 1 - level(t) ** 2)  # noqa: E731
-    centre = exact.means.double()[0]
-
-    def bpd(log: Tensor) -> Tensor:
-        return -log / math.log(2) / 4 + bits
-
-    latent = (x - level(eps) * centre) / width(eps) * width(1.0) + level(1.0) * centre
-    prior = torch.distributions.Normal(0.0, 1.0).log_prob(latent).flatten(1).sum(1)
-    density = torch.distributions.Normal(level(eps) * centre, width(eps)).log_prob(x.double()).flatten(1).sum(1)
-    sample = (z - level(1.0) * centre) / width(1.0) * width(eps) + level(eps) * centre
-    beta = torch.linspace(low / steps, high / steps, steps, dtype=torch.float64)[int(eps * (steps - 1))]
-    score = -(sample - level(eps) * centre) / width(eps) ** 2
-    denoised = (2 - (1 - beta).sqrt()) * sample + beta * score
-    io = {f"g1_{name}": value for name, value in exact.io.items()} | exact.io | {
-        "x": x, "z": z, "rademacher": torch.sign(normal(4, 3, 1, 2, 2)),
-        "vp.gauss.bpd": bpd(prior + 4 * math.log(width(1.0) / width(eps))).float(),
-        "vp.gauss.exact_bpd_at_eps": bpd(density), "vp.ode": sample.float(), "vp.ode.denoise": denoised.float(),
-    }  # fmt: skip
-    meta = {
-        "kind": "score_sde_pytorch/ode_likelihood", "sde_args": "a remark",
-        "sde_settings": {"vp": {"beta_min": low, "beta_max": high}},
-        "runs": {"vp.ode": {"eps": eps, "nfe": 1}, "vp.gauss.likelihood": {"eps": eps}},
-        "settings": {"N": steps, "rtol": 1e-6, "atol": 1e-6, "bpd_offset": bits},
-    }  # fmt: skip
-    changes = {("settings", "N"): 2 * steps, ("settings", "bpd_offset"): 8.0, ("settings", "rtol"): 0.1}
-    check(tmp_path, Record(meta, io), changes)
