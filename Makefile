@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
-RELEASE := dist/release-check
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 LOCKED := $(PIP_INSTALL) --require-hashes -c constraints.txt
+RELEASE := dist/release-check
+RELEASE_INSTALL := $(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check
 # pip compiles one file after the other, which takes two minutes; some packages contain files for other versions of Python.
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # The tensors are small: more compute threads would wait for each other.
@@ -94,12 +95,10 @@ release-check: $(DEV_READY)
 	rm -rf $(RELEASE)
 	$(BIN)/python -m hatchling build -d $(RELEASE)
 	$(PYTHON) -m venv $(RELEASE)/environment
-	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --require-hashes \
-		--no-deps -r .ci/torch-cpu.txt 2>/dev/null || true
+	@$(RELEASE_INSTALL) --require-hashes --no-deps -r .ci/torch-cpu.txt 2>/dev/null || true
 	@$(BIN)/python .ci/requirements.py hf video endpoint studio >$(RELEASE)/requirements.txt
-	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --require-hashes \
-		-c constraints.txt -r $(RELEASE)/requirements.txt
-	$(BIN)/python -m pip --python $(RELEASE)/environment install --quiet --disable-pip-version-check --no-deps $(RELEASE)/*.whl
+	$(RELEASE_INSTALL) --require-hashes -c constraints.txt -r $(RELEASE)/requirements.txt
+	$(RELEASE_INSTALL) --no-deps $(RELEASE)/*.whl
 	cd $(RELEASE) && environment/bin/unveil sample ddpm-digits --label 3 -n 4 -o sample.png
 	$(BIN)/python -m cyclonedx_py environment $(RELEASE)/environment/bin/python --pyproject pyproject.toml \
 		--mc-type library --output-reproducible --of JSON -o $(RELEASE)/sbom.json

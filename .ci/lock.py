@@ -18,8 +18,8 @@ PYTHON = "3.11.5"  # the oldest one for which all tools have a release
 TOOLS = "pip\neditables\n"  # what installs the project; its own requirements are in pyproject.toml
 HEAD = """\
 # Written by `make lock`: exact versions with the hashes of their files, for Python 3.11 to 3.13 on Linux, macOS and
-# Windows. The tests and the recorded results ran with these versions. `make setup` accepts no other file.
-# torch is the CPU build of this version where a package index offers one: .ci/torch-cpu.txt.
+# Windows. The tests and the recorded results ran with these versions. `make setup` accepts no other file,
+# except for the CPU build of torch in .ci/torch-cpu.txt, which it takes where a package index offers it.
 """
 
 

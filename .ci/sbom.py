@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).resolve().parents[1]
 UNLOCKED = {"unveil", "pip", "setuptools"}  # the release itself, and what each new environment has
-
-
-def canonical(name: str) -> str:
-    """Return the name of a package as the lock writes it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def faults(contents: dict[str, Any], lock: str) -> list[str]:
@@ -22,7 +19,7 @@ def faults(contents: dict[str, Any], lock: str) -> list[str]:
     versions = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock, re.M))
     problems: list[str] = []
     for component in contents["components"]:
-        name, version = canonical(component["name"]), component["version"].partition("+")[0]
+        name, version = canonicalize_name(component["name"]), component["version"].partition("+")[0]
         if name not in UNLOCKED and versions.get(name) != version:
             problems.append(f"{name} {version}: constraints.txt has {versions.get(name, 'no such package')}")
     return problems

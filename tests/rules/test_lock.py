@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -68,11 +69,29 @@ def test_an_extra_of_extras_is_resolved_and_an_unknown_one_refused():
 def test_setup_installs_packages_by_their_hashes():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^LOCKED := .* --require-hashes -c constraints.txt$", makefile, re.M)
-    installs = re.findall(r"^\t@?\$\((?:PIP_INSTALL|LOCKED)\).*$", makefile, re.M)
-    assert len(installs) >= 4
-    for line in installs:  # the project itself comes from its folder, which has no hash, and brings no package
-        assert "$(LOCKED)" in line or "--require-hashes" in line or "--no-deps --no-build-isolation -e ." in line, line
-    assert "pip install" not in makefile.replace("PIP_INSTALL := $(BIN)/python -m pip install", "")
+    installs = re.findall(r"^\t@?\$\((?:PIP_INSTALL|RELEASE_INSTALL|LOCKED)\).*$", makefile, re.M)
+    assert len(installs) >= 8
+    own = ("--no-deps --no-build-isolation -e .", "--no-deps $(RELEASE)/*.whl")
+    for line in installs:  # the project itself has no hash, and brings no package
+        assert "$(LOCKED)" in line or "--require-hashes" in line or line.endswith(own), line
+    others = [line for line in makefile.splitlines() if re.search(r"\bpip\b.*\binstall\b", line) and line[0] == "\t"]
+    assert others == [], "pip is called through these variables alone"
+
+
+def test_a_list_of_contents_with_another_version_is_refused(tmp_path):
+    def checked(name: str, version: str) -> subprocess.CompletedProcess[str]:
+        package = {"name": name, "version": version, "licenses": [{"license": {"id": "MIT"}}]}
+        (tmp_path / "sbom.json").write_text(json.dumps({"components": [package]}))
+        command = [sys.executable, str(ROOT / ".ci" / "sbom.py"), str(tmp_path / "sbom.json")]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    version, _ = locked()["pyyaml"]
+    assert checked("PyYAML", version).returncode == 0
+    assert checked("torch", f"{locked()['torch'][0]}+cpu").returncode == 0
+    other = checked("PyYAML", "1.0")
+    assert other.returncode == 1
+    assert f"pyyaml 1.0: constraints.txt has {version}" in other.stdout
+    assert checked("an-unknown-package", "1.0").returncode == 1
 
 
 def test_the_build_that_is_tried_first_has_the_version_of_the_lock():

@@ -115,6 +115,30 @@ def test_a_foreign_connection_is_refused():
     every[0].close()
 
 
+def test_processes_that_cannot_connect_train_without_the_watch(monkeypatch, caplog):
+    monkeypatch.setattr(peers, "CONNECT_S", 0.2)
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(peers.socket, "create_connection", refuse)
+    every = watches(2)
+    assert [watch._links for watch in every] == [{}, {}]
+    assert caplog.text.count("training goes on") == 2
+    for watch in every:
+        watch.close()
+
+
+def test_a_first_process_that_cannot_listen_lets_the_others_train(caplog):
+    sent: list[Any] = []
+    first = ProcessWatch(0, 2, sent.append, "203.0.113.1")  # an address that no machine has (RFC 5737)
+    assert sent == [None], "the others wait for the value"
+    second = ProcessWatch(1, 2, lambda _: None, "203.0.113.1")
+    assert caplog.text.count("no connection between all processes at 203.0.113.1") == 1
+    for watch in (first, second):
+        watch.close()
+
+
 def test_a_process_that_goes_on_waiting_is_ended(monkeypatch, capfd):
     ended = threading.Event()
     codes = []

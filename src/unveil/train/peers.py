@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from unveil.errors import OutOfResources
+from unveil.train.metrics_logger import log
 
 CONNECT_S = 60.0  # for all processes to connect
 GRACE_S = 20.0  # until a process that waits in vain for another one is ended
@@ -44,16 +45,13 @@ class ProcessWatch:
     """Connections between this process and the first one (for the first: to all others), read by one thread.
 
     A process that hangs in a collective operation because another one has ended is ended itself after `GRACE_S`, with
-    exit code 5 and a message on stderr.
+    exit code 5 and a message on stderr. Processes that cannot connect train without the watch, with a warning.
 
     Args:
         rank: Number of this process.
         world: Number of processes.
         broadcast: Function that returns the value of the first process on all processes.
         host: Address of the first process.
-
-    Raises:
-        OutOfResources: The processes cannot connect to each other.
     """
 
     def __init__(self, rank: int, world: int, broadcast: Callable[[Any], Any], host: str) -> None:
@@ -61,20 +59,15 @@ class ProcessWatch:
         self.end: ProcessEnd | None = None
         self._noticed, self._closed = threading.Event(), threading.Event()
         self._sending = threading.Lock()  # a process sends one end: its own or the one that it noticed before
-        try:
-            self._links = _accepted(world, broadcast, host) if rank == 0 else _connected(rank, broadcast, host)
-        except OSError as problem:
-            raise OutOfResources(
-                f"process {rank} of {world}: no connection between the processes at {host} ({problem}); "
-                "check MASTER_ADDR and the firewall"
-            ) from problem
+        self._links = _accepted(world, broadcast, host) if rank == 0 else _connected(rank, broadcast, host)
         self._received = dict.fromkeys(self._links, b"")
         self._thread = threading.Thread(target=self._watch, name="process watch", daemon=True)
         self._thread.start()
 
     def failure(self) -> OutOfResources | None:
         """Wait at most `NOTICE_S` for the notice that another process has ended, and return it as an error."""
-        self._noticed.wait(NOTICE_S)
+        if self._links:
+            self._noticed.wait(NOTICE_S)
         return None if self.end is None else OutOfResources(self._message(self.end))
 
     def close(self, problem: BaseException | None = None) -> None:
@@ -151,23 +144,25 @@ class ProcessWatch:
 
 
 def _accepted(world: int, broadcast: Callable[[Any], Any], host: str) -> dict[socket.socket, int]:
-    """Return one connection from each other process, with its number; others that connect are refused."""
+    """Return a connection from each other process, with its number; none of a process that does not connect in time."""
     token, links = secrets.token_bytes(TOKEN_BYTES), dict[socket.socket, int]()
-    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
-    with socket.socket(family, socket.SOCK_STREAM) as server:
-        problem = None
-        try:
-            server.bind((host, 0))
-            server.listen(world)
-        except OSError as refused:
-            problem = refused
-        broadcast(None if problem else (server.getsockname()[1], token.hex()))
-        if problem:
-            raise problem
+    try:
+        family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+        server = socket.create_server((host, 0), family=family, backlog=world)
+    except OSError as problem:
+        broadcast(None)
+        _warn(0, host, problem)
+        return links
+    with server:
+        broadcast((server.getsockname()[1], token.hex()))
         until = time.monotonic() + CONNECT_S
         while len(links) < world - 1:
             server.settimeout(max(until - time.monotonic(), 0.01))
-            link, _ = server.accept()
+            try:
+                link, _ = server.accept()
+            except OSError as problem:
+                _warn(0, host, problem)
+                break
             link.settimeout(5.0)
             first = _exactly(link, TOKEN_BYTES + 4)
             if not hmac.compare_digest(first[:TOKEN_BYTES], token):
@@ -180,14 +175,25 @@ def _accepted(world: int, broadcast: Callable[[Any], Any], host: str) -> dict[so
 
 
 def _connected(rank: int, broadcast: Callable[[Any], Any], host: str) -> dict[socket.socket, int]:
-    """Return the connection to the first process."""
+    """Return the connection to the first process; none if there is none."""
     place = broadcast(None)
-    if place is None:
-        raise OSError("the first process cannot listen")
-    link = socket.create_connection((host, place[0]), timeout=CONNECT_S)
-    link.sendall(bytes.fromhex(place[1]) + rank.to_bytes(4, "big"))
+    if place is None:  # the first process has reported it
+        return {}
+    try:
+        link = socket.create_connection((host, place[0]), timeout=CONNECT_S)
+        link.sendall(bytes.fromhex(place[1]) + rank.to_bytes(4, "big"))
+    except OSError as problem:
+        _warn(rank, host, problem)
+        return {}
     _keep_alive(link)
     return {link: 0}
+
+
+def _warn(rank: int, host: str, problem: OSError) -> None:
+    log.warning(
+        "process %d: no connection between all processes at %s (%s); training goes on, but the end of one process may "
+        "not be noticed; check MASTER_ADDR and the firewall", rank, host, problem,
+    )  # fmt: skip
 
 
 def _exactly(link: socket.socket, count: int) -> bytes:

@@ -160,7 +160,9 @@ class Worker:
         self._over = over
         while not over():
             try:
-                if not self.run_next():
+                if self.run_next():
+                    _release_memory()
+                else:
                     time.sleep(IDLE_S)
             except OutOfResources:  # jobs stay queued until a claim can be written
                 time.sleep(FULL_S)
@@ -178,7 +180,6 @@ class Worker:
         finally:
             pulse.end()
             progress.forget_preview()
-            _release_memory()
         while True:  # last: no preview remains when the job is seen as ended
             try:
                 end()
@@ -223,7 +224,7 @@ class Worker:
 
 def _release_memory() -> None:
     """Return freed memory to the system, on Linux with glibc: its allocator keeps more of it with each job."""
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError, TypeError):  # no such function in the C library, or no C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
