@@ -56,7 +56,8 @@ def section(name: str, record: dict[str, Any]) -> str:
         words = (("at_least", "at least"), ("at_most", "at most"))
         bar = ", ".join(f"{word} {result[key]:g}" for key, word in words if key in result) or "none"
         goal = f"{result['goal']:g}" if "goal" in result else ""
-        lines.append(f"| {ratio} | {result['value']:.3g} | {bar}{'' if result['ok'] else ' (missed)'} | {goal} |")
+        missed = "" if result["ok"] else " (missed)" if result.get("judged", True) else " (not judged: no gain by bf16)"
+        lines.append(f"| {ratio} | {result['value']:.3g} | {bar}{missed} | {goal} |")
     measures = list(dict.fromkeys(key for case in record["cases"].values() for key in case))
     lines += ["", f"| case | {' | '.join(measures)} |", "|---|" + "---|" * len(measures)]
     for case, values in record["cases"].items():

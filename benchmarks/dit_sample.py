@@ -103,10 +103,10 @@ if __name__ == "__main__":
         },
         [
             harness.Ratio("equal precision, fp32", "diffusers fp32", "unveil fp32", at_least=1.1, goal=1.2),
-            harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.1, goal=1.2),
-            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.5, goal=3.4),
+            harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.1, goal=1.2, bf16=True),
+            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.5, goal=3.4, bf16=True),
             harness.Ratio("peak memory, fp32", "unveil fp32", "diffusers fp32", "peak_mb", at_most=0.75),
             harness.Ratio("peak memory, bf16", "unveil bf16", "diffusers bf16", "peak_mb", at_most=0.75),
-            harness.Ratio("bf16 of a product alone", "product fp32", "product bf16"),
+            harness.Ratio("bf16 of a product alone", "product fp32", "product bf16", bf16=True),
         ],
     )

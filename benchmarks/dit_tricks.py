@@ -113,10 +113,10 @@ CASES = {
 RATIOS = [
     harness.Ratio("modulation ahead", "sampling, modulation in each step", "sampling"),
     harness.Ratio("fused GELU", "sampling, GELU apart", "sampling"),
-    harness.Ratio("fused GELU, bf16", "sampling bf16, GELU apart", "sampling bf16"),
+    harness.Ratio("fused GELU, bf16", "sampling bf16, GELU apart", "sampling bf16", bf16=True),
     harness.Ratio("contiguous tokens", "sampling, strided tokens", "sampling"),
-    harness.Ratio("bf16", "sampling", "sampling bf16"),
-    harness.Ratio("bf16 held", "sampling bf16, converted in each call", "sampling bf16"),
+    harness.Ratio("bf16", "sampling", "sampling bf16", bf16=True),
+    harness.Ratio("bf16 held", "sampling bf16, converted in each call", "sampling bf16", bf16=True),
     harness.Ratio("fused AdamW", "AdamW", "AdamW, fused"),
     harness.Ratio("joint EMA", "EMA, tensor by tensor", "EMA, joint"),
 ]

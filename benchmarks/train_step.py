@@ -111,7 +111,9 @@ if __name__ == "__main__":
         },
         [
             harness.Ratio("equal precision", "diffusers fp32", "unveil fp32", at_least=1.0, goal=1.1),
-            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=1.4, goal=1.7),
-            harness.Ratio("channels-last", "diffusers fp32", "unveil bf16 channels-last", at_least=1.4, goal=1.7),
+            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=1.4, goal=1.7, bf16=True),
+            harness.Ratio(
+                "channels-last", "diffusers fp32", "unveil bf16 channels-last", at_least=1.4, goal=1.7, bf16=True
+            ),
         ],
     )

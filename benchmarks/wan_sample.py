@@ -100,7 +100,7 @@ if __name__ == "__main__":
         },
         [
             harness.Ratio("equal precision, fp32", "diffusers fp32", "unveil fp32", at_least=1.2),
-            harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.2),
-            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.0),
+            harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.2, bf16=True),
+            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.0, bf16=True),
         ],
     )

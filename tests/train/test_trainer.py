@@ -200,16 +200,23 @@ def test_times_of_bins_are_spread_whatever_the_process():
         assert all(abs(t - (place + 0.5) / 10) <= 0.051 for place, t in enumerate(middles)), (process, middles)
 
 
-def test_precision_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("instructions", "speedup", "expected"),
+    [(True, 2.0, "bf16-mixed"), (True, 0.65, "32-true"), (False, 2.0, "32-true")],
+)
+def test_precision_auto_is_bf16_only_where_the_processor_gains_by_it(monkeypatch, instructions, speedup, expected):
     from unveil.train import precision
 
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
-    assert precision.resolve_precision("auto", cpu) == "bf16-mixed"
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
-    assert precision.resolve_precision("auto", cpu) == "32-true"
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: instructions)
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: speedup)
+    assert precision.resolve_precision("auto", torch.device("cpu")) == expected
+
+
+def test_16_bit_floats_need_a_gpu():
+    from unveil.train import precision
+
     with pytest.raises(RecipeError, match="16-mixed on cpu: needs a CUDA device; use bf16, float32 or auto"):
-        precision.resolve_precision("16-mixed", cpu)
+        precision.resolve_precision("16-mixed", torch.device("cpu"))
 
 
 def test_bf16_trains_float32_weights(tmp_path):
