@@ -58,6 +58,10 @@ def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]
     assert page.count("data:image/webp;base64,") >= len(tasks or study.TASKS)
     assert "Twice the resolution" in page
     assert cli("analyze", "video-tasks", "run", "--quick").code == 2, "written over"
+    assert "<th>met</th>" not in page
+    done = cli("analyze", "video-tasks", "run", "--quick", "--only", "image", "--force")
+    assert done.out.startswith("quick run: it shows that everything works, and does not judge the model\n")
+    assert ", bar" not in done.out
     assert cli("analyze", "video-tasks", "run", "--size", "16x24", "--force").code == 2
     assert cli("analyze", "video-tasks", "ddpm-digits", "--out", "other").code == 2
 

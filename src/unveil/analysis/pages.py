@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unveil.analysis.guidance_sweep import SHOWN, ScaleStudy
@@ -19,6 +20,7 @@ from unveil.evaluate.report_page import record_tables
 from unveil.io.images import to_pixels
 
 STRIP = 8  # samples of each sampler, and images of each problem, on the page
+QUICK_NOTE = "quick run: it shows that everything works, and does not judge the model"
 COLOURED = 3  # images of each problem with colours, which take three times the space
 
 
@@ -267,18 +269,19 @@ def physics_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
 
 def _page(title: str, scope: str, results: Mapping[str, StudyResult], record: Mapping[str, Any]) -> str:
     tasks: Mapping[str, Any] = record["tasks"]
+    quick = record.get("quick", False)
     findings = [finding_of(row, task["title"]) for task in tasks.values() for row in task["rows"]]
     blocks: list[Block] = [
         Paragraph(
             f"{scope}, one sample each, without selection, measured by the detector on uncompressed frames. "
             "95 % intervals over videos in brackets."
         ),
-        *bars_table(findings),
+        *([Paragraph(f"**{QUICK_NOTE}**")] if quick else bars_table(findings)),
         *_size_comparison(record),
-        *_shortfalls(findings),
+        *([] if quick else _shortfalls(findings)),
     ]
     for name, task in tasks.items():
-        rows = [_row(finding_of(row)) for row in task["rows"]]
+        rows = [_row(shown_finding(finding_of(row), quick)) for row in task["rows"]]
         blocks += [
             Heading(task["title"]),
             Paragraph(task["method"]),
@@ -287,6 +290,11 @@ def _page(title: str, scope: str, results: Mapping[str, StudyResult], record: Ma
             *(Figure(f"{caption}. {_EDGE}", image) for caption, image in results[name].animations.items()),
         ]
     return to_html(Page(title, [*blocks, *record_tables(record)]))
+
+
+def shown_finding(finding: Finding, quick: bool) -> Finding:
+    """Return a finding as it is shown: without its bar if it is of a quick run, which has too few videos to judge."""
+    return replace(finding, bar=None) if quick else finding
 
 
 def _shortfalls(findings: Iterable[Finding]) -> Iterable[Block]:

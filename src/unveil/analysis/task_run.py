@@ -18,12 +18,14 @@ from unveil.analysis import vit as vit_study
 from unveil.analysis.guidance_sweep import study_scales
 from unveil.analysis.inverse_problems import study_inverse
 from unveil.analysis.pages import (
+    QUICK_NOTE,
     inverse_page,
     main_rows,
     physics_page,
     prompts_page,
     samplers_page,
     scales_page,
+    shown_finding,
     video_page,
 )
 from unveil.analysis.samplers import study_samplers
@@ -232,13 +234,17 @@ def benchmark_video_model(task: VideoBenchmark, context: TaskContext) -> TaskRes
     record: dict[str, Any] = {
         "model": source._asdict(),
         **study.record(),
+        "quick": task.quick,
         "beside": others,
         "about": {**_about(begun, str(model.device)), "command": command(), "parameters": num_parameters(model)},
     }
     page = _write(folder, benchmark.file_name, record, benchmark.page(study, record))
-    return _result(
-        record, page, [f"{result.title}: {row.line}" for result in study.results.values() for row in result.findings]
-    )
+    lines = [
+        f"{result.title}: {shown_finding(finding, task.quick).line}"
+        for result in study.results.values()
+        for finding in result.findings
+    ]
+    return _result(record, page, [QUICK_NOTE, *lines] if task.quick else lines)
 
 
 def analyze_detector(task: AnalyzeDetector, context: TaskContext) -> TaskResult:

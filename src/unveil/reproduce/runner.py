@@ -58,7 +58,8 @@ def reproduce(
         record = _run(claim, ExperimentContext(scale, cache, console), console, out)
     finally:
         torch.set_num_threads(threads)
-    console.say(f"{name}: {(record.get('fourfold') or record)['verdict']}\n{out / f'{name}.md'}")
+    verdict = (record.get("fourfold") or record)["verdict"]
+    console.say(f"{name}: {'quick run, which does not judge the claim' if quick else verdict}\n{out / f'{name}.md'}")
     return record
 
 

@@ -26,7 +26,10 @@ class Serve(Task):
     module: ClassVar[str] = "unveil.server.http.server"  # module whose function `serve` does the work
     extra: ClassVar[str] = "server"  # optional dependencies that the module needs
 
-    state_dir: Annotated[LocalFile, info("Folder of the jobs and of their results.", metavar="FOLDER")] = "service"
+    state_dir: Annotated[
+        LocalFile | None,
+        info("Folder of the jobs and of their results; in the user's data directory when left out.", metavar="FOLDER"),
+    ] = None
     host: Annotated[Name, info("Address to listen on; one that other machines can reach needs API keys.")] = "127.0.0.1"
     port: Annotated[int, info("Port to listen on; 0 picks a free one.", ge=0, le=65535)] = 7860
     api_keys: Annotated[
@@ -110,9 +113,9 @@ class Serve(Task):
         limits = import_extra("unveil.server.http.connection", command, self.extra).ConnectionLimits(
             self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies)
         )
+        state_dir, api_keys = (None if path is None else Path(path) for path in (self.state_dir, self.api_keys))
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
-            Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
-            self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
+            state_dir, self.host, self.port, api_keys, self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
             self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
             shared_keys=self.shared_api_keys, connections=limits, job_minutes=self.max_job_minutes,
             has_lanes=not self.single_lane,

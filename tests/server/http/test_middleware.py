@@ -29,7 +29,7 @@ from unveil.server.http.middleware import (
     json_depth,
     read_keys,
 )
-from unveil.server.http.server import ServerOptions, serve
+from unveil.server.http.server import ServerOptions, default_state_dir, serve
 from unveil.server.jobs.folder_lock import folder_lock
 
 RING = {"prompt": "a ring", "seed": 7}
@@ -153,6 +153,27 @@ def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
             )  # who serves it has the port
     with folder_lock(tmp_path, "http://127.0.0.1:7861"), pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861"):
         serve(ServerOptions(tmp_path, port=0), Console(quiet=True), {})
+
+
+def test_the_state_is_in_the_users_data_directory_unless_a_folder_is_named(tmp_path: Path, monkeypatch, capsys):
+    """Its place is printed at the start, and nothing is written where the server is started."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    monkeypatch.setenv("XDG_DATA_HOME", str(home))
+    monkeypatch.setenv("HOME", str(home))
+    (here / "service").mkdir(parents=True)
+    (here / "service" / "jobs.sqlite3").write_bytes(b"")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    for folder, warned in ((None, True), (tmp_path / "named", False)):
+        serve(ServerOptions(folder, port=0, devices=()), Console(), {})
+        printed = capsys.readouterr()
+        place = folder or default_state_dir()
+        assert (place / "jobs.sqlite3").is_file()
+        assert f"jobs and results in {place}; Ctrl-C ends it" in printed.out
+        former = "service/ has jobs of an earlier version; --state-dir service opens it"
+        assert (former in printed.err) == warned
+    assert default_state_dir().is_relative_to(home)
+    assert [path.name for path in here.rglob("*")] == ["service", "jobs.sqlite3"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from unveil.tasks import registry
 def openapi(tmp_path_factory: pytest.TempPathFactory):
     folder: Path = tmp_path_factory.mktemp("service")
     with server(folder) as running:
-        yield running.ask("GET", "/v1/openapi.json")
+        answer = running.ask("GET", "/v1/openapi.json")
+        assert running.ask("GET", "/openapi.json").body == answer.body  # the address that clients try first
+        yield answer
 
 
 def test_each_kind_of_job_is_described_with_all_fields(openapi):

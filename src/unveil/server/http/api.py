@@ -81,6 +81,11 @@ def api(service: Service, rules: SecurityPolicy, budget: float | None = BUDGET, 
             return Health(status="damaged", workers=count)
         return Health(status="ok" if count else "no workers", workers=count)
 
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        """Return the same schema as /v1/openapi.json, at the address that clients try first."""
+        return app.openapi()
+
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Return metrics in Prometheus format; the disk space of other keys is shown to admins only."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from platformdirs import user_data_path
 
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
@@ -20,9 +21,11 @@ from unveil.server.http.middleware import LOOPBACK, ApiKeys, App, SecurityPolicy
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.owners import Quota
+from unveil.server.jobs.queue import FILE as DATABASE
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"
+FORMER_STATE_DIR = Path("service")  # default of earlier versions, in the current folder
 DAY_S = 24 * 3600.0
 DAY_MINUTES = 24 * 60.0
 
@@ -32,7 +35,7 @@ class ServerOptions:
     """Options of a server.
 
     Attributes:
-        folder: State folder, with jobs and their outputs.
+        folder: State folder, with jobs and their outputs; None: `default_state_dir`.
         host, port: Address to listen on; port 0 is a free one.
         keys: File of API keys.
         shared_keys: Other users may read this file.
@@ -50,7 +53,7 @@ class ServerOptions:
         large: Paths that accept uploads of any size, if no key is required.
     """
 
-    folder: Path
+    folder: Path | None
     host: str = "127.0.0.1"
     port: int = 7860
     keys: Path | None = None
@@ -100,6 +103,11 @@ class ServerOptions:
         )
 
 
+def default_state_dir() -> Path:
+    """Return the state folder of this user's servers: `unveil/service` in the data directory of the system."""
+    return user_data_path("unveil", appauthor=False) / "service"
+
+
 def serve(
     options: ServerOptions,
     console: Console,
@@ -116,7 +124,8 @@ def serve(
         OutputError: The address is in use, or another server uses the folder.
     """
     rules = options.policy(os.environ if variables is None else variables)
-    check_unlocked(options.folder)  # first: its error names the other server, which probably has the same port
+    folder = default_state_dir() if options.folder is None else options.folder
+    check_unlocked(folder)  # first: its error names the other server, which probably has the same port
     bound = bind_socket(options.host, options.port)
     with bound:
         shown = f"[{options.host}]" if ":" in options.host else options.host
@@ -126,7 +135,7 @@ def serve(
         retention = None if options.retention is None else options.retention * DAY_S
         admins = rules.admins if rules.keys else None
         with serving(
-            options.folder,
+            folder,
             address,
             options.devices,
             limits,
@@ -137,6 +146,10 @@ def serve(
         ) as service:
             for line in service.messages:
                 console.warn(line)
+            if options.folder is None and (FORMER_STATE_DIR / DATABASE).is_file():
+                console.warn(
+                    f"{FORMER_STATE_DIR}/ has jobs of an earlier version; --state-dir {FORMER_STATE_DIR} opens it"
+                )
             app: Any = api(service, rules, options.budget, extend)
             app = app if before is None else before(app, rules)
             protocol: Any = partial(IdleTimeoutProtocol, pool=ConnectionPool(options.connections))
@@ -147,7 +160,10 @@ def serve(
             )  # fmt: skip
             keyed = f"{len(rules.keys)} keys" if rules.keys else "no key: only this machine can reach it"
             shown = f"{address}/v1" if extend is None else address
-            console.result({"address": address, "folder": str(options.folder)}, f"{shown} ({keyed}); Ctrl-C ends it")
+            console.result(
+                {"address": address, "folder": str(folder)},
+                f"{shown} ({keyed}); jobs and results in {folder}; Ctrl-C ends it",
+            )
             uvicorn.Server(config).run(sockets=[bound])
 
 

@@ -68,7 +68,7 @@ def _lock(folder: Path, handle: int, kind: int) -> None:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as problem:
         raise OutputError(
-            f"{folder}: {_holder(handle)} serves this folder; use that one, or choose another folder"
+            f"{folder}: {_holder(handle)} serves this folder; use that one, or choose another folder with --state-dir"
         ) from problem
 
 
