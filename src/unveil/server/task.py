@@ -115,7 +115,8 @@ class Serve(Task):
         )
         state_dir, api_keys = (None if path is None else Path(path) for path in (self.state_dir, self.api_keys))
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
-            state_dir, self.host, self.port, api_keys, self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
+            state_dir, self.host, self.port, api_keys, self.allowed_hosts, self.allow_origins, self.devices,
+            self.max_queued, self.max_jobs_per_key,
             self.max_job_cost, Quota(max(1, round(self.quota_gib * 2**30)), self.quota_files), self.retention_days,
             shared_keys=self.shared_api_keys, connections=limits, job_minutes=self.max_job_minutes,
             has_lanes=not self.single_lane,
