@@ -133,3 +133,17 @@ def test_a_gated_layer_gives_what_its_halves_give_with_and_without_gradients(lay
         lowered = linear_geglu(x, layer)
     assert lowered.dtype == torch.bfloat16
     torch.testing.assert_close(lowered.float(), want, rtol=0.05, atol=0.05)
+
+
+def test_a_processor_without_bf16_computes_it_in_plain_operations(layer: nn.Linear, monkeypatch: pytest.MonkeyPatch):
+    """Processors without AVX-512 have no kernel for it, and the call would be an error of oneDNN."""
+    monkeypatch.setattr(cpu_kernels, "_has_bf16", lambda: False)
+    x = torch.randn(6, 24)
+    with torch.no_grad():
+        exact = F.gelu(layer(x), approximate="tanh")
+        layer.to(torch.bfloat16)
+        found, fused = called(x.bfloat16(), layer)
+        torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.02)
+        assert not fused
+        value, gate = layer(x.bfloat16()).chunk(2, dim=-1)
+        torch.testing.assert_close(linear_geglu(x.bfloat16(), layer), value * F.gelu(gate))

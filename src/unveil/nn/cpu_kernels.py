@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,7 +55,13 @@ def formulas() -> dict[Any, Callable[..., int]]:
 def _dtype(x: Tensor) -> torch.dtype | None:
     """Type in which the product is computed; None if the kernel does not support the type."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return dtype if dtype in (torch.float32, torch.bfloat16) else None
+    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16()) else None
+
+
+@cache
+def _has_bf16() -> bool:
+    """Return True if oneDNN computes in bf16 on this CPU, for which AVX-512 is needed."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _plain(x: Tensor, layer: nn.Linear) -> bool:
