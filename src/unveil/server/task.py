@@ -83,12 +83,14 @@ class Serve(Task):
     ] = None
     max_connections: Annotated[int, info("Maximum number of open connections.", ge=1)] = 512
     max_connections_per_address: Annotated[
-        int, info("Maximum number of open connections of one address, except those of a trusted proxy.", ge=1)
+        int,
+        info("Maximum number of open connections of one address, or of one client behind a trusted proxy.", ge=1),
     ] = 64
     trusted_proxies: Annotated[
         Names,
         info(
-            "Address or network of a reverse proxy on another machine, such as 10.0.0.5; repeat for several.",
+            "Address or network of a reverse proxy, such as 10.0.0.5, whose X-Forwarded-For and Forwarded name the "
+            "client; repeat for several.",
             flags=["--trusted-proxy"],
         ),
     ] = ()

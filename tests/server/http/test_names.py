@@ -6,8 +6,9 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
@@ -30,6 +31,7 @@ TRAVERSALS = [
     *(up * deep + end for up in UPS for deep in (1, 3, 8) for end in ENDS),
     *(head + tail for head in HEADS for tail in TAILS),
 ]
+NEW = "mine"  # a name that is free
 REFUSED = (307, 308, 400, 404, 405, 422)
 # of a request over HTTP: the method, the path, the headers and the body
 HttpRequest = tuple[str, str, dict[str, str], bytes]
@@ -96,13 +98,28 @@ def test_no_name_that_is_sent_leads_out_of_its_folder(server: Server, opened: li
     assert server.ask("GET", "/health").status == 200
 
 
-def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[str]):
+@pytest.fixture
+def named_fields(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Named]:
+    """Fields with names, all of which exist: a data folder, a LoRA, a ControlNet and an upload."""
+    monkeypatch.setenv("UNVEIL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
+    for name in ("data/photos/0.png", "models/loras/ink.safetensors", "models/controlnets/edges.safetensors"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(shade_png(20) if path.suffix == ".png" else b"")
+    return _named_fields(server.service.uploads().store(shade_png(20)).name)
+
+
+def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[str], named_fields: list[Named]):
     service = server.service
     sent = service.uploads().store(shade_png(20)).name
-    for kind, request in _jobs(sent, sent):
-        job_cost(kind, request, service.catalog(), service.uploads())  # control: a name that was sent is taken
+    for kind, request in [*_jobs(sent, sent), *((field.kind, field.request(field.valid)) for field in named_fields)]:
+        job_cost(kind, request, service.catalog(), service.uploads())  # control: a valid name is accepted
     for text in TRAVERSALS:
-        for kind, request in [*_jobs(text, sent), *_controls(text, sent), *_commands(text)]:
+        # a plain word, such as "environ", is a new name like any other
+        fields = [field for field in named_fields if not (field.valid == NEW and text.isalnum() and len(text) <= 64)]
+        named = [(field.kind, field.request(text)) for field in fields]
+        for kind, request in [*_jobs(text, sent), *named, *_paths(text)]:
             with pytest.raises((RecipeError, WeightsError, DataError)):
                 job_cost(kind, request, service.catalog(), service.uploads())
     assert not opened
@@ -182,31 +199,49 @@ def _jobs(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "video-edit", {**RING, "video": sent, name: text}
 
 
-def _controls(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Requests that name what may lie in the models folder, and what it reads."""
-    yield "sample", {**RING, "controlnet": [{"network": text, "image": sent}]}
-    yield "sample", {**RING, "controlnet": [{"network": "edges", "image": text}]}
-    yield "sample", {**RING, "model": text}
-    yield "sample", {**RING, "lora": [{"file": text}]}
-    yield "video-generate", {**RING, "model": text}
+class Named(NamedTuple):
+    """A request with a name in one field.
+
+    Attributes:
+        kind: Task.
+        valid: A name that exists, or that is free for a new model; with it the request is accepted.
+        request: Builds the request of a name.
+    """
+
+    kind: str
+    valid: str
+    request: Callable[[str], dict[str, Any]]
 
 
-def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Requests for commands with a text in each place that takes a name."""
-    train = {"recipe": "own-images", "run_name": "r"}
-    yield "train", {**train, "recipe": text}
-    yield "train", {**train, "folder": text}
-    yield "train", {**train, "run_name": f"{text}/x"}
-    yield "train", {**train, "settings": {"data.path": text}}
-    yield "caption", {"folder": text, "model": "playground-captioner"}
-    yield "caption", {"folder": "photos", "model": text}
-    yield "data-check", {"folder": text}
-    yield "evaluate", {"model": text}
-    yield "evaluate", {"model": "ddpm-digits", "recipe": text}
-    yield "analyze-guidance", {"model": text}
-    yield "analyze-guidance", {"model": "ddpm-digits", "recipe": text}
+def _named_fields(sent: str) -> list[Named]:
+    """Requests that name what is in the models folder, the data folder and the recipes; every other field is valid."""
+    train = {"recipe": "own-images", "run_name": "r", "folder": "photos"}
+    guidance = {"model": "ddpm-digits", "recipe": "ddpm-digits"}
+    return [
+        Named("sample", "edges", lambda text: {**RING, "controlnet": [{"network": text, "image": sent}]}),
+        Named("sample", sent, lambda text: {**RING, "controlnet": [{"network": "edges", "image": text}]}),
+        Named("sample", "ddpm-digits", lambda text: {**RING, "model": text}),
+        Named("sample", "ink", lambda text: {**RING, "lora": [{"file": text}]}),
+        Named("video-generate", "playground-video", lambda text: {**RING, "model": text}),
+        Named("train", "own-images", lambda text: {**train, "recipe": text}),
+        Named("train", "photos", lambda text: {**train, "folder": text}),
+        Named("train", NEW, lambda text: {**train, "run_name": text}),
+        Named("caption", "photos", lambda text: {"folder": text, "model": "playground-captioner"}),
+        Named("caption", "playground-captioner", lambda text: {"folder": "photos", "model": text}),
+        Named("data-check", "photos", lambda text: {"folder": text}),
+        Named("evaluate", "ddpm-digits", lambda text: {"model": text}),
+        Named("evaluate", "ddpm-digits", lambda text: {"model": "ddpm-digits", "recipe": text}),
+        Named("analyze-guidance", "ddpm-digits", lambda text: {**guidance, "model": text}),
+        Named("analyze-guidance", "ddpm-digits", lambda text: {**guidance, "recipe": text}),
+        Named("analyze-vit", "vit-fashion", lambda text: {"recipe": text}),
+        Named("analyze-physics", "playground-video", lambda text: {"model": text}),
+        Named("convert", "ddpm-digits", lambda text: {"source": text, "output": "c"}),
+        Named("convert", NEW, lambda text: {"source": "ddpm-digits", "output": text}),
+    ]
+
+
+def _paths(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Requests with a text in fields that take a path on the command line, and nothing over HTTP."""
+    yield "train", {"recipe": "own-images", "run_name": "r", "folder": "photos", "settings": {"data.path": text}}
     yield "analyze-guidance", {"model": "ddpm-digits", "feature_weights": text}
-    yield "analyze-vit", {"recipe": text}
     yield "analyze-physics", {"model": "playground-video", "compare_with": [text]}
-    yield "convert", {"source": text, "output": "c"}
-    yield "convert", {"source": "ddpm-digits", "output": f"{text}/x"}

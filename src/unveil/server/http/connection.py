@@ -1,6 +1,7 @@
 """HTTP connections: bounded heads, a time limit for each head, and bodies that are parsed in small parts.
 
-The heads are checked before they are parsed, since a request has no key until then.
+The heads are checked before they are parsed, since a request has no key until then. Connections are counted by address,
+those of a trusted proxy by the client whose request they carry.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 from unveil.errors import RecipeError
 from unveil.server.http.errors import HttpProblem
+from unveil.server.http.forwarded import IPAddress, forwarded_client, parse_address
 
 PATIENCE_S = 30.0  # time until the head of a request must be complete
 MAX_HEAD = 16 << 10  # bytes of the request line and the headers
 MAX_HEADERS = 100
 MAX_EVENTS = 64  # parts of a body that are parsed before other connections have their turn
+PROXY_FACTOR = 4  # connections of a trusted proxy that carry no client's request, per those of another address
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
@@ -44,14 +47,22 @@ def _too_large() -> HttpProblem:
     return HttpProblem(431, message, "head_too_large")
 
 
+def _too_many_connections() -> HttpProblem:
+    """Build the error of a client with too many open requests at a proxy."""
+    message = "too many requests of this address are open; wait until one is answered"
+    return HttpProblem(429, message, "too_many_connections", headers={"retry-after": "1"})
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """Limits of open connections.
 
     Attributes:
         total: Maximum number of connections.
-        each: Maximum number of connections of one address; of IPv6, an address is a network of 64 bits.
-        proxies: Addresses or networks of proxies on other machines, whose connections are those of many clients.
+        each: Maximum number of connections of one address; of IPv6, an address is a network of 64 bits. A trusted
+            proxy may have PROXY_FACTOR times as many that carry no request of a client: those without a complete head,
+            and those whose headers name no client.
+        proxies: Addresses or networks of trusted proxies. Their connections are counted for the clients that they name.
     """
 
     total: int = 512
@@ -72,11 +83,49 @@ class ConnectionLimits:
 
     def is_proxy(self, address: str) -> bool:
         """Return True for an address of this machine or of a trusted proxy."""
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return parsed.is_loopback or any(parsed in ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies)
+        parsed = parse_address(address)
+        return parsed is not None and (parsed.is_loopback or self.is_trusted(parsed))
+
+    def is_trusted(self, address: IPAddress) -> bool:
+        """Return True for a trusted proxy, which an option has named; an address of this machine is not one by itself."""
+        return any(address in ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies)
+
+    def maximum(self, peer: Peer) -> int | None:
+        """Return the maximum number of connections of an address; None for this machine, of which only all count."""
+        if not peer.address:
+            return None
+        return self.each * PROXY_FACTOR if peer.is_proxy else self.each
+
+    def peer(self, host: str) -> Peer:
+        """Return how the connections of a peer are counted before they carry the request of a client."""
+        parsed = parse_address(host)
+        if parsed is None:
+            return Peer(host)
+        if self.is_trusted(parsed):
+            return Peer(str(parsed), is_proxy=True)
+        return Peer("" if parsed.is_loopback else _network(parsed))
+
+    def client(self, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Peer:
+        """Return how a connection is counted while it carries a request; headers of other peers are ignored."""
+        found = forwarded_client(headers, self.is_trusted) if peer.is_proxy else None
+        return peer if found is None else Peer(_network(found))
+
+
+class Peer(NamedTuple):
+    """Whose connection one is.
+
+    Attributes:
+        address: Address or network; empty for this machine, whose connections have no limit of their own.
+        is_proxy: The address is that of a trusted proxy itself.
+    """
+
+    address: str
+    is_proxy: bool = False
+
+
+def _network(address: IPAddress) -> str:
+    """Return an IPv4 address, or the network of 64 bits of an IPv6 address, of which one client has all addresses."""
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 class ConnectionPool:
@@ -92,7 +141,7 @@ class ConnectionPool:
 
     def __init__(self, limits: ConnectionLimits | None = None) -> None:
         self.limits = limits or ConnectionLimits()
-        self._open: dict[IdleTimeoutProtocol, str] = {}  # with their addresses, oldest first
+        self._open: dict[IdleTimeoutProtocol, Peer] = {}  # oldest first
 
     def __len__(self) -> int:
         """Number of open connections."""
@@ -100,40 +149,52 @@ class ConnectionPool:
 
     def add(self, connection: IdleTimeoutProtocol, host: str) -> bool:
         """Add a connection from an address; return False if it exceeds a limit, and must be closed."""
-        address = self._address(host)
-        if address and self._count(address) >= self.limits.each:
-            if not self._close_oldest(address):
+        peer = self.limits.peer(host)
+        if self._is_full(peer):
+            if not self._close_oldest(peer):
                 return False
         elif len(self._open) >= self.limits.total and not self._close_oldest(self._most_waiting()):
             return False
-        self._open[connection] = address
+        self._open[connection] = peer
         return True
 
     def remove(self, connection: IdleTimeoutProtocol) -> None:
         """Remove a connection that is closed."""
         self._open.pop(connection, None)
 
-    def _address(self, host: str) -> str:
-        """Return the address that is counted; empty for a proxy, whose connections are not."""
-        try:
-            parsed = ipaddress.ip_address(host)
-        except ValueError:
-            return host
-        if self.limits.is_proxy(host):
-            return ""
-        return host if parsed.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+    def begin_request(self, connection: IdleTimeoutProtocol, host: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Count a connection of a proxy for the client of a request; return False if that exceeds the client's limit."""
+        peer = self.limits.peer(host)
+        client = self.limits.client(peer, headers)
+        if client == peer or self._open.pop(connection, None) is None:  # or it was closed for another
+            return True
+        accepted = not self._is_full(client) or self._close_oldest(client)
+        self._open[connection] = client if accepted else peer
+        return accepted
 
-    def _count(self, address: str) -> int:
-        return sum(other == address for other in self._open.values())
+    def end_request(self, connection: IdleTimeoutProtocol, host: str) -> None:
+        """Count a connection of a proxy for the proxy again, once a request was answered."""
+        peer = self.limits.peer(host)
+        if not peer.is_proxy or self._open.get(connection, peer) == peer:
+            return
+        del self._open[connection]
+        if self._is_full(peer):
+            self._close_oldest(peer)
+        self._open[connection] = peer
 
-    def _most_waiting(self) -> str:
+    def _is_full(self, peer: Peer) -> bool:
+        """Return True if an address has as many connections as it may have."""
+        maximum = self.limits.maximum(peer)
+        return maximum is not None and sum(other == peer for other in self._open.values()) >= maximum
+
+    def _most_waiting(self) -> Peer | None:
         """Return the address with the most connections that wait."""
-        counts = Counter(address for connection, address in self._open.items() if connection.is_waiting)
-        return counts.most_common(1)[0][0] if counts else ""
+        counts = Counter(peer for connection, peer in self._open.items() if connection.is_waiting)
+        return counts.most_common(1)[0][0] if counts else None
 
-    def _close_oldest(self, address: str) -> bool:
+    def _close_oldest(self, peer: Peer | None) -> bool:
         """Close the connection of an address that has waited longest; return False if none waits."""
-        waiting = [connection for connection, other in self._open.items() if other == address and connection.is_waiting]
+        waiting = [connection for connection, other in self._open.items() if other == peer and connection.is_waiting]
         for connection in waiting[:1]:
             self.remove(connection)
             connection.transport.abort()
@@ -199,10 +260,15 @@ class IdleTimeoutProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Start the timeout."""
         super().connection_made(transport)
-        if not self._pool.add(self, self.client[0] if self.client else ""):
+        if not self._pool.add(self, self._host):
             transport.abort()
             return
         self._wait()
+
+    @property
+    def _host(self) -> str:
+        """Address of the peer."""
+        return self.client[0] if self.client else ""
 
     @property
     def is_waiting(self) -> bool:
@@ -220,7 +286,11 @@ class IdleTimeoutProtocol(H11Protocol):
     def handle_events(self) -> None:
         """Handle what has arrived, up to MAX_EVENTS parts of a body; the rest follows after other connections."""
         self.conn.events_left = MAX_EVENTS
+        previous: RequestResponseCycle | None = self.cycle
         super().handle_events()
+        if self.cycle is not previous and not self._pool.begin_request(self, self._host, self.headers):
+            # read by the security middleware, which has not run yet
+            self.cycle.scope.setdefault("state", {})["refusal"] = _too_many_connections()
         if self.conn.events_left <= 0 and not self._paused:
             self._paused = True
             self.transport.pause_reading()
@@ -253,6 +323,7 @@ class IdleTimeoutProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Restart the timeout, for the next head or for the rest of an unread body."""
+        self._pool.end_request(self, self._host)  # first: the next request may already be there
         super().on_response_complete()
         self._wait()
 

@@ -229,6 +229,8 @@ class SecurityMiddleware:
 
     def _admit(self, scope: Scope) -> None:
         """Raise HttpProblem if the policy does not allow the request."""
+        if (refusal := scope.get("state", {}).get("refusal")) is not None:  # of the connection
+            raise refusal
         headers = _headers(scope)
         if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):
             # a proxy may see another end of this request; the connection is closed (RFC 9112 6.1 and 6.3)
