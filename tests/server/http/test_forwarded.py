@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -155,9 +155,8 @@ def test_a_proxy_may_have_more_half_open_connections_than_a_client_but_not_any_n
             line = stack.enter_context(socket.create_connection(("127.0.0.1", started.port), timeout=10))
             line.sendall(b"GET /health HTTP/1.1\r\nhost: local")
             lines.append(line)
-        with pytest.raises(ConnectionResetError):
+        with suppress(ConnectionResetError):
             assert not lines[0].recv(1)  # the oldest was closed
-            raise ConnectionResetError
         for line in lines[1:]:  # the others are open, and are answered
             line.sendall(b"host\r\n\r\n")
             assert line.recv(100).startswith(b"HTTP/1.1 200")
@@ -167,6 +166,6 @@ def test_a_proxy_may_have_more_half_open_connections_than_a_client_but_not_any_n
 def test_without_a_trusted_proxy_no_header_names_a_client(tmp_path: Path):
     limits = ConnectionLimits(total=100, each=2)
     with server(tmp_path / "service", SecurityPolicy({"me": KEY}), connections=limits) as started, ExitStack() as stack:
-        for _ in range(4):  # this machine has no limit of its own
+        for _ in range(4):  # this machine has no limit
             opened(started, stack, x_forwarded_for=CLIENT, forwarded=f"for={CLIENT}")
         assert started.ask("GET", JOBS, headers={**AUTHORIZATION, "x-forwarded-for": CLIENT}).status == 200

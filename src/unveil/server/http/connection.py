@@ -87,7 +87,7 @@ class ConnectionLimits:
         return parsed is not None and (parsed.is_loopback or self.is_trusted(parsed))
 
     def is_trusted(self, address: IPAddress) -> bool:
-        """Return True for a trusted proxy, which an option has named; an address of this machine is not one by itself."""
+        """Return True for a proxy that an option names; an address of this machine is not one by itself."""
         return any(address in ipaddress.ip_network(proxy, strict=False) for proxy in self.proxies)
 
     def maximum(self, peer: Peer) -> int | None:
@@ -107,8 +107,8 @@ class ConnectionLimits:
 
     def client(self, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Peer:
         """Return how a connection is counted while it carries a request; headers of other peers are ignored."""
-        found = forwarded_client(headers, self.is_trusted) if peer.is_proxy else None
-        return peer if found is None else Peer(_network(found))
+        client = forwarded_client(headers, self.is_trusted) if peer.is_proxy else None
+        return peer if client is None else Peer(_network(client))
 
 
 class Peer(NamedTuple):
@@ -163,7 +163,7 @@ class ConnectionPool:
         self._open.pop(connection, None)
 
     def begin_request(self, connection: IdleTimeoutProtocol, host: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Count a connection of a proxy for the client of a request; return False if that exceeds the client's limit."""
+        """Count a proxy's connection for the client of a request; return False if that exceeds the client's limit."""
         peer = self.limits.peer(host)
         client = self.limits.client(peer, headers)
         if client == peer or self._open.pop(connection, None) is None:  # or it was closed for another
