@@ -1,7 +1,9 @@
 """HTTP connections: bounded heads, a time limit for each head, and bodies that are parsed in small parts.
 
 The heads are checked before they are parsed, since a request has no key until then. Connections are counted by address,
-those of a trusted proxy by the client whose request they carry.
+those of a trusted proxy by the client whose request they carry. This client is read from the headers X-Forwarded-For
+and Forwarded (RFC 7239), which a client may send itself: each proxy adds the address of its peer at the right, so that
+only the addresses that trusted proxies added are believed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import ipaddress
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +22,6 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 
 from unveil.errors import RecipeError
 from unveil.server.http.errors import HttpProblem
-from unveil.server.http.forwarded import IPAddress, forwarded_client, parse_address
 
 PATIENCE_S = 30.0  # time until the head of a request must be complete
 MAX_HEAD = 16 << 10  # bytes of the request line and the headers
@@ -28,6 +29,10 @@ MAX_HEADERS = 100
 MAX_EVENTS = 64  # parts of a body that are parsed before other connections have their turn
 PROXY_FACTOR = 4  # connections of a trusted proxy that carry no client's request, per those of another address
 _HEAD_END = re.compile(rb"\n\r?\n")
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_HEADERS = {b"x-forwarded-for": False, b"forwarded": True}  # by name: has elements of RFC 7239
+_NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})")
+_PAIR = re.compile(r'[ \t]*([A-Za-z0-9_-]+)=([^\s";,=]+|"[^"\\]*")[ \t]*')
 
 
 def check_head(headers: Iterable[tuple[bytes, bytes]], target: bytes = b"") -> None:
@@ -348,3 +353,60 @@ class IdleTimeoutProtocol(H11Protocol):
     def _late(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+# ------------------------------------------------------------------------------------ clients of trusted proxies
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """Parse an address; an IPv4 address within IPv6 (::ffff:192.0.2.1) is that IPv4 address; None if malformed."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def forwarded_client(
+    headers: Iterable[tuple[bytes, bytes]], is_trusted: Callable[[IPAddress], bool]
+) -> IPAddress | None:
+    """Return the client whose request a trusted proxy sent: the right-most address that is not trusted.
+
+    Args:
+        headers: Headers of the request, with names in lower case.
+        is_trusted: Returns True for the address of a trusted proxy.
+
+    Returns:
+        The address of the client. None if there is none, if the value at the right of it or itself is malformed, or if
+        the two headers name different clients, one of which the client may have sent itself.
+    """
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in _HEADERS:
+            values.setdefault(name, []).append(value)
+    clients = {_right_most(b",".join(parts).decode("latin-1"), name, is_trusted) for name, parts in values.items()}
+    return clients.pop() if len(clients) == 1 else None
+
+
+def _right_most(value: str, name: bytes, is_trusted: Callable[[IPAddress], bool]) -> IPAddress | None:
+    """Return the right-most untrusted address of a header; what is at the left of it is not parsed."""
+    for element in reversed(value.split(",")):
+        node = _for_of(element) if _HEADERS[name] else element.strip(" \t")
+        address = None if node is None else _node_address(node)
+        if address is None or not is_trusted(address):
+            return address
+    return None
+
+
+def _for_of(element: str) -> str | None:
+    """Return the value of `for` in an element of Forwarded; None if the element is malformed or has not exactly one."""
+    pairs = [_PAIR.fullmatch(pair) for pair in element.split(";")]
+    values = [pair[2].strip('"') for pair in pairs if pair is not None and pair[1].lower() == "for"]
+    return values[0] if len(values) == 1 and None not in pairs else None
+
+
+def _node_address(node: str) -> IPAddress | None:
+    """Return the address of a node, which may have a port; None for an obfuscated, unknown or malformed one."""
+    match = _NODE.fullmatch(node)
+    return None if match is None else parse_address(match[1] or match[2] or match[3])
