@@ -97,7 +97,7 @@ def test_nothing_banned():
         "torch.hub.load_state_dict_from_url(address)",
         "torch.hub.load(name, 'model')",
         "from torch.hub import load_state_dict_from_url",
-        "from torchvision._internally_replaced_utils import load_state_dict_from_url",
+        "from torchvision._utils import load_state_dict_from_url\nload_state_dict_from_url(address)",
         "from torch import hub",
         "import torch.distributed.checkpoint as dcp",
         "from torch.distributed import checkpoint",
