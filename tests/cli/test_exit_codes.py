@@ -10,7 +10,7 @@ import typer
 
 from tests.cli.conftest import Cli
 from unveil.errors import PromptTruncated
-from unveil.io.console import exit_code_and_message, run_with_exit_code
+from unveil.io.console import Console, exit_code_and_message, run_with_exit_code
 
 
 def warning(category: type[Warning]) -> typer.Typer:
@@ -32,13 +32,43 @@ def test_a_truncated_prompt_is_reported_in_one_line(capsys: pytest.CaptureFixtur
     assert warnings.showwarning is shown
 
 
-def test_other_warnings_are_shown_as_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("words", [[], ["--verbose"], ["--debug"]])
+def test_warnings_for_programmers_are_shown_only_on_request(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     seen: list[object] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: seen.append(str(message)))
     with warnings.catch_warnings():
-        assert run_with_exit_code(warning(UserWarning), []) == 0
-    assert seen == ["two words too many"]
+        assert run_with_exit_code(warning(UserWarning), words) == 0
+    assert seen == (["two words too many"] if words else [])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("way", ["warnings", "console", "log"])
+def test_each_warning_is_printed_once_and_a_group_is_counted(way: str, capsys: pytest.CaptureFixture[str]):
+    app = typer.Typer()
+
+    @app.command()
+    def run() -> None:
+        warnings.simplefilter("always")
+        for number in [*range(12), 0, 1]:
+            if way == "warnings":
+                warnings.warn(f"prompt {number} is long", PromptTruncated, stacklevel=1)
+            elif way == "console":
+                Console().warn(f"prompt {number} is long")
+            else:
+                logging.getLogger("unveil.test").warning("prompt %d is long", number)
+        Console().warn("another kind")
+
+    with warnings.catch_warnings():
+        assert run_with_exit_code(app, []) == 0
+        short = capsys.readouterr().err.lower().splitlines()
+        assert run_with_exit_code(app, ["--verbose"]) == 0
+        full = capsys.readouterr().err.lower().splitlines()
+    lines = [f"warning: prompt {number} is long" for number in range(12)]
+    more = "warning: 9 more of the same kind; --verbose lists them"
+    assert short == [*lines[:3], "warning: another kind", more]
+    assert full == [*lines, "warning: another kind"]
 
 
 @pytest.mark.parametrize(("arguments", "within"), [(["--quiet"], logging.ERROR), ([], logging.INFO)])

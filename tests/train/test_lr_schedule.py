@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
+from unveil.model.config import TrainConfig
 from unveil.train import lr_schedule
+from unveil.train.learner import Learner
 
 
 def test_linear_rises_stays_and_falls_to_nothing():
@@ -42,3 +46,17 @@ def test_inverse_sqrt_is_its_formula():
         wanted = min((step + 1) ** -0.5, (step + 1) * 40**-1.5)  # without the width
         assert factor(step) * 40**-0.5 == pytest.approx(wanted)
     assert factor(39) == 1
+
+
+def test_a_warmup_longer_than_the_run_is_shortened_with_a_warning(caplog: pytest.LogCaptureFixture):
+    assert [lr_schedule.warmup_within(50, warmup) for warmup in (0, 7, 50)] == [0, 7, 50]
+    assert not caplog.records
+    assert [lr_schedule.warmup_within(steps, 200) for steps in (2, 50, 199)] == [1, 5, 19]
+    assert "warmup = 200 is longer than the run of 50 steps" in caplog.text
+    assert "rises over 5 instead" in caplog.text
+
+
+def test_a_learner_of_a_short_run_reaches_its_learning_rate():
+    config = TrainConfig(steps=20, warmup=1000)
+    factor = Learner.schedule(cast("Learner", None), config)
+    assert [factor(step) for step in (0, 1, 19)] == [0.5, 1, 1]

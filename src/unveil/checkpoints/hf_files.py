@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unveil.errors import WeightsError
-from unveil.io.files import read_state, read_tensors
+from unveil.io.files import read_state, read_tensors, require_content
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -22,6 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: Cannot be read, or holds something else than a map.
     """
+    require_content(path)
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as problem:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, write_tensors
@@ -158,10 +159,7 @@ def read_folder(path: Path) -> ViT:
     Raises:
         WeightsError: No such folder, damaged, or settings that this network does not have.
     """
-    try:
-        settings: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError(f"{path / 'config.json'}: cannot be read as JSON ({problem}); give the folder") from problem
+    settings = read_json(path / "config.json")
     for name, value in FIXED.items():
         if settings.get(name, value) != value:
             raise WeightsError(f"{path / 'config.json'}: {name} = {settings[name]!r}: only {value!r} is supported")

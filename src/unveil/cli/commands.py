@@ -126,7 +126,7 @@ app = typer.Typer(
     help="Diffusion models of images and video: generate, edit, train, evaluate.\n\n"
     'Example: unveil sample "a large blue square on green" -o square.png\n\n'
     "Example: unveil train ddpm-digits, then unveil sample runs/ddpm-digits --label 3 -n 8\n\n"
-    "Every command takes --debug, which shows the traceback of an error.\n\n"
+    "Every command takes --debug, which shows the traceback of an error, and --verbose, which lists every warning.\n\n"
     "Exit codes: 0 done, 1 failed, 2 usage, recipe or existing output, 3 non-finite numbers, 4 data, 5 resources, "
     "130 interrupted, 143 terminated.",
 )
@@ -238,6 +238,7 @@ def all_commands() -> Any:
 Tree = Mapping[str, Sequence[str]]  # names of commands, each with the names of its sub-commands
 HELP = ("-h", "--help")
 MAX_LISTED = 10  # names in an error
+MISTYPED = 0.8  # similarity of a word to a command from which on it is taken for a typing error
 _SIDES = ("--width", "--height")
 
 
@@ -273,6 +274,11 @@ def resolve_command(words: Sequence[str], tree: Tree, default: Mapping[str, str]
     if tree[group] and others and others[0] not in (*tree[group], *HELP):
         if group not in default:
             raise RecipeError(_unknown_subcommand(group, others[0], tree))
+        if (meant := _mistyped(others[0], tree[group])) is not None:
+            raise RecipeError(
+                f"unveil {group} {others[0]}: there is no such command; nearest: {meant}; if {others[0]!r} is meant, "
+                f"use `unveil {group} {default[group]} {others[0]}`"
+            )
         rest.insert(1, default[group])
     return rest
 
@@ -298,6 +304,13 @@ def _unknown_command(name: str, tree: Tree) -> str:
     )
     hint = f"nearest: {', '.join(nearest)}; " if nearest else ""
     return f"unveil {name}: there is no such command; {hint}`unveil --help` lists all"
+
+
+def _mistyped(word: str, names: Sequence[str]) -> str | None:
+    """Return the sub-command that a word resembles; None for a path, a text of several words, or any other word."""
+    if not word.isascii() or not word.replace("-", "").isalpha() or os.path.exists(word):
+        return None
+    return next(iter(get_close_matches(word.lower(), names, n=1, cutoff=MISTYPED)), None)
 
 
 def _unknown_subcommand(group: str, name: str, tree: Tree) -> str:

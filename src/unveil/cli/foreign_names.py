@@ -240,7 +240,6 @@ ANSWERED_OPTIONS: Mapping[tuple[str | None, str], str] = {
     (None, "--duration"): "give the number of frames, --frames, and the frame rate, --fps",
     (None, "--seconds"): "give the number of frames, --frames, and the frame rate, --fps",
     (None, "--hires-fix"): "give only the final size, --size WIDTHxHEIGHT; large sizes are generated in several passes",
-    (None, "--verbose"): "use --debug, which shows the traceback of an error",
     (None, "--listen"): "use --host 0.0.0.0 with --api-keys FILE",
     (None, "--share"): "there is no public tunnel; use --host 0.0.0.0 with --api-keys FILE",
     (None, "--gpu"): "use --device cuda:0",

@@ -24,6 +24,7 @@ from unveil.types import Condition
 
 FILE = "vocabulary.json"
 RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name or a number and not learned
+MAX_HINTS = 3  # unknown words whose nearest known words a message names
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,12 @@ class LearnedTextEncoder(nn.Module):
             hint = _hint(unknown, vocabulary)
             self._tell(
                 f"{truncate_for_message(text)!r}: words that this model does not know, left out: "
-                f"{', '.join(unknown)}{hint}"
+                f"{truncate_for_message(', '.join(dict.fromkeys(unknown)))}{hint}"
             )
         if laid.lost:
             room = self.config.frame.room
-            shown = truncate_for_message(text)
-            message = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            shown, rest = truncate_for_message(text), truncate_for_message(laid.left_out)
+            message = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {rest!r}"
             self._tell(message, PromptTooLong)
         return laid
 
@@ -219,4 +220,4 @@ class LearnedTextEncoder(nn.Module):
 
 def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
     """Suggestions of the nearest known words, for a message."""
-    return "".join(dict.fromkeys(did_you_mean(word, vocabulary.tokens) for word in unknown))
+    return "".join(dict.fromkeys(did_you_mean(word, vocabulary.tokens) for word in unknown[:MAX_HINTS]))

@@ -31,6 +31,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from unveil.errors import DataError
+from unveil.io.files import LFS_POINTER, is_lfs_pointer
 from unveil.io.image_modes import eight_bits
 from unveil.io.video.containers import explain_animation
 
@@ -445,6 +446,8 @@ def _within(size: Size, max_pixels: int) -> None:
 def _explain_not_an_image(head: bytes) -> str:
     if not head:
         return "0 bytes: an empty file; fetch it again or remove it"
+    if is_lfs_pointer(head):
+        return LFS_POINTER
     other = next((name for name, magic in _OTHERS.items() if head.startswith(magic)), None)
     if other is None:
         other = "text" if head.isascii() else "of an unknown kind"

@@ -246,6 +246,10 @@ class ImageFolderDataset(Dataset[Item]):
             item[LOW] = area_downsample(item["pixels"], self.low)
         return item | self.facts(index)
 
+    def explain_missing(self, key: str) -> str | None:
+        """Return why the items lack a caption or a label, as `FolderReport.explain_missing`."""
+        return self.report.explain_missing(key)
+
     def facts(self, index: int) -> Item:
         """Return an image's annotations, without its pixels."""
         entry, item = self.entries[index], Item()

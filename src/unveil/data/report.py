@@ -73,6 +73,21 @@ class FolderReport:
         """Usable images without a caption; empty where none has one."""
         return [entry.path for entry in self.entries if not (entry.text or entry.synthetic)] if self.captions else []
 
+    def explain_missing(self, key: str) -> str | None:
+        """Return why no file has a caption ("text") or a label ("label"), and what to do; None for another key."""
+        count = f"{self.root}: {len(self.entries)} {self.noun}s have no"
+        if key == "text" and not self.captions:
+            return (
+                f"{count} caption, and this recipe is trained on captions; put NAME.txt beside each file, or list them "
+                f"in metadata.jsonl or metadata.csv (columns file_name, text); `unveil caption {self.root}` writes some"
+            )
+        if key == "label" and all(entry.label is None for entry in self.entries):
+            return (
+                f"{count} label, and this recipe is trained on labels; use one sub-folder per class "
+                "(data.labels=folders), or list them in metadata.jsonl or metadata.csv (columns file_name, label)"
+            )
+        return None
+
     @property
     def actions(self) -> Counter[str]:
         """Number of images that each action changes."""

@@ -431,6 +431,10 @@ class VideoDataset(Dataset[Item]):
         """Frames, height and width of every video, of what is known without reading it: int64 (N, 3)."""
         return torch.tensor([(len(scene.piece.times), *_shown(scene.video, self.rule)) for scene in self.entries])
 
+    def explain_missing(self, key: str) -> str | None:
+        """Return why the items lack a caption or a label, as `FolderReport.explain_missing`."""
+        return self.report.explain_missing(key)
+
     def facts(self, index: int) -> Item:
         """Return a video's annotations, without its pixels."""
         entry, item = self.entries[index].entry, Item()

@@ -17,7 +17,7 @@ from unveil.generation.generate import PLAIN, GeneratedSample, ModelSource, Prev
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT, make_grid, png, to_pixels
-from unveil.io.video.containers import HEAD, container_of
+from unveil.io.video.containers import FORMATS, HEAD, container_of
 from unveil.io.video.reader import VideoReader, given_or_new
 from unveil.model import Model
 from unveil.model.config.sampling import current_settings
@@ -31,6 +31,7 @@ MAX_PREVIEWS = 8  # maximum number of previews of a run for `on_preview`
 MAX_TEXT = 1_000_000  # maximum length of metadata, in characters
 PNG_SIGNATURE = b"\x89PNG"
 PARAMETERS = "parameters"  # name of the text that image tools show
+_OTHER_FORMS = ("jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif")
 NO_METADATA = "{}: has no metadata of its generation (stripped, or written with --no-metadata)"
 
 
@@ -82,6 +83,13 @@ class ImageOutput:
         """
         if self.preview is not None and self.preview == self.out:
             raise RecipeError(f"--preview {self.preview}: is the output file; choose another name")
+        suffix = self.out.suffix.lower().removeprefix(".")
+        if suffix in map(str.lower, FORMATS) and not self.out.is_dir():
+            raise RecipeError(
+                f"--out {self.out}: the name of a video; name a folder or a .png file; `unveil video` writes videos"
+            )
+        if suffix in _OTHER_FORMS and not self.out.is_dir():
+            raise RecipeError(f"--out {self.out}: images are written as PNG; name a folder, or {self.out.stem}.png")
         if self.one_file and not alike:
             raise RecipeError(
                 f"--out {self.out}: images of several sizes fit no contact sheet; use a folder, or --size"

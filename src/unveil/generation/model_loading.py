@@ -30,7 +30,7 @@ from unveil.model.checkpoint_store import base_of
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
 from unveil.nn.unet import UNet
-from unveil.types import ADDITIONS, ControlNetInfo, LoraInfo
+from unveil.types import ADDITIONS, ControlNetInfo, LoraInfo, format_size
 
 Media = Literal["images", "videos"]
 ADAPTER_OPTIONS = {"lora": "lora", "control": "controlnet"}  # command-line option of each adapter
@@ -121,6 +121,11 @@ def open_for_generation(
             + (f"use {tasks}" if tasks else "use it from Python: unveil.load(...).generate(cond=...)")
         )
     of_images = len(model.shape) == 3 and media == "images"
+    if len(model.shape) == 3 and media == "videos" and model.shape[0] in (1, 3):
+        raise RecipeError(
+            f"{options.name}: generates images, {format_size(model.shape[1:])} pixels, and not videos; `unveil sample "
+            f"--model {options.name}` generates an image; `unveil inspect models` lists models"
+        )
     if not (of_images or model.is_video) or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model generates samples of shape {model.shape}, which are not {media}; "

@@ -94,7 +94,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that matters even when quiet; it never mixes with JSON."""
-        print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+        _warnings.show(text, _form(text))
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
         """Result of the command: `facts` as JSON, or `text` for a person."""
@@ -253,17 +253,77 @@ def _raise(number: int) -> None:
 
 
 _log = logging.getLogger("unveil")
+MAX_OF_A_KIND = 3  # warnings of one kind that are printed; the others are counted
+_VARYING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")  # what differs between warnings of one kind
+
+
+class WarningPrinter:
+    """Prints the warnings of one command to stderr: each text once, and the first few of each kind.
+
+    Args:
+        verbose: True if all are printed.
+    """
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self._texts: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def takes(self, text: str, kind: str) -> bool:
+        """Count a warning; return True if it is to be printed."""
+        if text in self._texts:
+            return False
+        self._texts.add(text)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return self.verbose or self._counts[kind] <= MAX_OF_A_KIND
+
+    def show(self, text: str, kind: str) -> None:
+        """Print a warning in one line, if `takes` accepts it."""
+        if self.takes(text, kind):
+            print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Print the number of warnings that were not printed, and begin again."""
+        left = 0 if self.verbose else sum(max(count - MAX_OF_A_KIND, 0) for count in self._counts.values())
+        if left:
+            print(f"warning: {left} more of the same kind; --verbose lists them", file=sys.stderr, flush=True)
+        self._texts, self._counts = set(), {}
+
+
+class _OnceFilter(logging.Filter):
+    """Passes a warning of the log if the printer of the command takes it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING or _warnings.takes(record.getMessage(), str(record.msg))
+
+
+_warnings = WarningPrinter(verbose=True)  # outside a command, as in a program, all are printed
+
+
+def _form(text: str) -> str:
+    """Return a warning without its quoted texts and numbers, which warnings of one kind share."""
+    return _VARYING.sub("", text)
+
 
 FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
 
 def run_with_exit_code(app: Callable[..., Any], arguments: list[str]) -> int:
-    """Run the app; each error becomes one message on stderr (with --json also in the JSON) and an exit code."""
+    """Run the app; each error becomes one message on stderr (with --json also in the JSON) and an exit code.
+
+    Each warning is printed once, and of many of one kind the first few and their number; `--verbose` prints all, and
+    those that the libraries have for programmers.
+    """
+    global _warnings
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    shown, level = warnings.showwarning, _log.level
-    warnings.showwarning = _plainly(shown)
+    verbose = debug or "--verbose" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--verbose")]
+    shown, level, printer = warnings.showwarning, _log.level, _warnings
+    _warnings = WarningPrinter(verbose=verbose)
+    warnings.showwarning = _plainly(shown if verbose else None)
     log_to_stderr("%(levelname)s: %(message)s", logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_OnceFilter())
     _log.setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
         with signals_raised():
@@ -275,7 +335,8 @@ def run_with_exit_code(app: Callable[..., Any], arguments: list[str]) -> int:
             traceback.print_exc()
         return _explained(problem, "--json" in arguments)
     finally:
-        warnings.showwarning = shown
+        _warnings.close()
+        _warnings, warnings.showwarning = printer, shown
         _log.setLevel(level)
 
 
@@ -286,13 +347,17 @@ def log_to_stderr(form: str, level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-def _plainly(others: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that shows warnings for the user as one line, and others with their place in the code."""
+def _plainly(others: Callable[..., None] | None) -> Callable[..., None]:
+    """Return a function that shows warnings for the user as one line.
+
+    Args:
+        others: Function that shows warnings for programmers, with their place in the code; None: they are not shown.
+    """
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
         if issubclass(category, PromptTruncated):
-            print(f"warning: {printable(str(message))}", file=sys.stderr, flush=True)
-        else:
+            _warnings.show(str(message), category.__name__)
+        elif others is not None:
             others(message, category, *place, **rest)
 
     return show

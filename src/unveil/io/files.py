@@ -28,6 +28,10 @@ _PARTS = {".json", ".safetensors", ".txt", ".model", ".md", ".yaml"}  # that it 
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL = "the disk is full"  # the wording of every message
+_LFS = b"version https://git-lfs"  # how the file begins that Git puts in the place of a large one
+LFS_POINTER = (
+    "a pointer of Git LFS, not the file itself; run `git lfs pull` in its repository, or download the file again"
+)
 
 
 def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
@@ -123,6 +127,22 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_lfs_pointer(start: bytes) -> bool:
+    """Return True if a file begins as a pointer of Git LFS, of at least 23 bytes (Git LFS specification, version 1)."""
+    return start.startswith(_LFS)
+
+
+def require_content(path: Path) -> None:
+    """Refuse a pointer of Git LFS in the place of a file; a file that is missing or cannot be read is left to others.
+
+    Raises:
+        WeightsError: The file is such a pointer.
+    """
+    with suppress(OSError), open(path, "rb") as file:
+        if is_lfs_pointer(file.read(len(_LFS))):
+            raise WeightsError(f"{path}: {LFS_POINTER}")
+
+
 def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
     """Return the error for a path that could not be written, with its remedy."""
     if problem.errno in _FULL:
@@ -176,7 +196,7 @@ def read_header(path: Path) -> Header:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(MAX_HEADER, total - 8):
-                raise WeightsError(_not_safetensors(path, start, total))
+                raise WeightsError(_not_safetensors(path, start + file.read(len(_LFS)), total))
             text = file.read(length)
     except OSError as problem:
         raise WeightsError(f"{path}: cannot be read ({problem.strerror}); check the path") from problem
@@ -389,6 +409,8 @@ def _not_safetensors(path: Path, start: bytes, total: int) -> str:
             f"{path}: a pickle (what torch.save writes), whatever its name says; it can run code and was not opened."
             " Convert it with `unveil convert`, or ask for a safetensors file"
         )
+    if is_lfs_pointer(start):
+        return f"{path}: {LFS_POINTER}"
     return f"{path}: not a safetensors file, or one whose header is damaged; nothing was read: copy it again"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def fault(error: Mapping[str, Any], raw: Any) -> str:
         return f"{path} = {short(value)}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
     if kind == "value_error":  # ours, raised in a dataclass's or a section's own check
         return f"{path}: {context['error']}" if path else str(context["error"])
-    message = str(error["msg"]).replace("Input should be", "must be")
+    message = re.sub(r"^[A-Z][a-z]+ should ", "must ", str(error["msg"]))
     return f"{path} = {short(value)}: {message}"
 
 

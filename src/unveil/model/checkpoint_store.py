@@ -28,7 +28,7 @@ from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.errors import OutputError, RecipeError, WeightsError
 from unveil.io import staging
-from unveil.io.files import refuse_foreign, require_finite, sha256, staged, write_tensors
+from unveil.io.files import refuse_foreign, require_content, require_finite, sha256, staged, write_tensors
 from unveil.model.config import dump
 from unveil.model.model_card import card
 from unveil.types import ADDITIONS, BaseModel
@@ -194,6 +194,7 @@ def verify(folder: Path) -> Manifest:
         try:
             size = path.stat().st_size
             if size != entry.size:
+                require_content(path)
                 faults.append(f"{path}: {size} bytes, {entry.size} were written")
             elif (digest := sha256(path)) != entry.sha256:
                 faults.append(f"{path}: sha256 {digest[:16]}..., {entry.sha256[:16]}... was written")

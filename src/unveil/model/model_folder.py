@@ -126,6 +126,11 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
             f"unveil sample {base.path} {option}"
         )
     described = folder / "model.yaml"
+    if (folder / "captioner.yaml").is_file():
+        raise WeightsError(
+            f"{folder}: a captioner, which writes captions and generates no images; `unveil caption FOLDER --model "
+            f"{path}` captions the images and videos of a folder"
+        )
     if not described.is_file():
         raise WeightsError(
             f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "

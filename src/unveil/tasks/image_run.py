@@ -30,6 +30,7 @@ from unveil.generation.image_output import ImageOutput, filenames, generate_imag
 from unveil.generation.invert import read_noise
 from unveil.generation.model_loading import ControlNetOption, LoraOption, Media, ModelOptions, check_takes_prompt
 from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
+from unveil.generation.single_frame import SingleFrameNetwork
 from unveil.generation.upscale import upscale
 from unveil.io.console import Console
 from unveil.io.files import sha256
@@ -259,6 +260,12 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     output, console = image_output(task, context), context.console
     output.check()
     model, source = context.open(model_options(task, context), shown=task.gives)
+    name = task.model
+    is_default = name == type(task).model_fields["model"].default  # whose images are meant
+    if not is_default and not task.gives and isinstance(model.denoiser.network, SingleFrameNetwork):
+        console.say(
+            f"{name}: a video model; images are single frames, and `unveil video --model {name}` generates videos"
+        )
     if (latents := getattr(task, "latents", None)) is not None:
         task = from_noise_file(task, model, source, context.path(latents, FileInput("noise")), console)
     rows = read_inputs(task, model, context)

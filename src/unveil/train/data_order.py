@@ -288,6 +288,10 @@ def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape:
     first = items[0]
     data = torch.as_tensor(value_of(first, key, 0))
     for raw_key in raw_keys:
+        explain = getattr(items, "explain_missing", None)  # a data set knows where its values come from
+        stored = ALSO.get(raw_key, raw_key)
+        if explain is not None and not {raw_key, stored} & set(first) and (reason := explain(stored)):
+            raise RecipeError(reason)
         value_of(first, raw_key, 0)
     if data.dtype != torch.uint8 and not data.dtype.is_floating_point:
         raise ShapeError(f"item 0: {key!r} is {data.dtype}; must be uint8 (pixels, 0 to 255) or floating point")

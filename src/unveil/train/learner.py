@@ -115,7 +115,8 @@ class Learner(ABC):
 
     def schedule(self, config: TrainConfig) -> Schedule:
         """Learning rate schedule, the factor on the peak learning rate at each step."""
-        return lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.lr_decay_ratio)
+        warmup = lr_schedule.warmup_within(config.steps, config.warmup)
+        return lr_schedule.linear(config.steps, warmup=warmup, decay=config.lr_decay_ratio)
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float, limit: float) -> None:
         """Scale the gradient down if its norm is above the limit."""

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
+_log = logging.getLogger(__name__)
+
 # number of the optimiser step, from 0 -> factor in [0, 1]
 Schedule = Callable[[int], float]
+
+
+def warmup_within(steps: int, warmup: int) -> int:
+    """Warm-up of a run: `warmup` steps, or a tenth of the run, at least 1 step, where `warmup` is longer than the run.
+
+    A rise that never ends would leave the whole run below its learning rate. A warning says what is changed.
+    """
+    if warmup <= steps:
+        return warmup
+    shortened = max(steps // 10, 1)
+    _log.warning(
+        "warmup = %d is longer than the run of %d steps; the learning rate rises over %d instead",
+        warmup,
+        steps,
+        shortened,
+    )
+    return shortened
 
 
 def linear(steps: int, *, warmup: int = 0, decay: float = 0.0) -> Schedule:

@@ -135,9 +135,10 @@ class SequenceLearner(Learner):
 
     def schedule(self, config: TrainConfig) -> Schedule:
         """Learning rate schedule: a rise over the warm-up, then a decay by the inverse square root or half a cosine."""
+        warmup = lr_schedule.warmup_within(config.steps, self.config.warmup)
         if self.config.lr_schedule == "cosine":
-            return lr_schedule.cosine(config.steps, warmup=self.config.warmup)
-        return lr_schedule.inverse_sqrt(warmup=self.config.warmup)
+            return lr_schedule.cosine(config.steps, warmup=warmup)
+        return lr_schedule.inverse_sqrt(warmup=warmup)
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float, limit: float) -> None:
         """Scale a gradient down to the limit as torch does, which adds 1e-6 to the norm."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unveil.errors import DataError
 from unveil.io import sandbox
+from unveil.io.files import LFS_POINTER, is_lfs_pointer
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import CPU_SECONDS, HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
@@ -299,5 +300,7 @@ def _info(container: str, answer: Mapping[str, Any]) -> VideoInfo:
 def _not_a_clip(head: bytes) -> str:
     if not head:
         return "0 bytes: an empty file; fetch it again or remove it"
+    if is_lfs_pointer(head):
+        return LFS_POINTER
     kind = "text" if head.isascii() else "of another kind"
     return f"its content is {kind}, not {_LIST}; convert it to one of them or remove it"

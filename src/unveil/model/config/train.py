@@ -77,8 +77,6 @@ class TrainConfig(Section):
             raise RecipeError(
                 f"batching = {self.batching!r}: needs cache_latents: false; what is cached is of one size"
             )
-        if self.warmup > self.steps:
-            raise RecipeError(f"warmup = {self.warmup} is longer than the run; at most steps = {self.steps}")
         return self
 
     @property
