@@ -137,7 +137,7 @@ def test_a_gated_layer_gives_what_its_halves_give_with_and_without_gradients(lay
 
 def test_a_processor_without_bf16_computes_it_in_plain_operations(layer: nn.Linear, monkeypatch: pytest.MonkeyPatch):
     """Processors without AVX-512 have no kernel for it, and the call would be an error of oneDNN."""
-    monkeypatch.setattr(cpu_kernels, "_has_bf16", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "cpu_computes_bf16", lambda: False)
     x = torch.randn(6, 24)
     with torch.no_grad():
         exact = F.gelu(layer(x), approximate="tanh")

@@ -212,6 +212,16 @@ def test_precision_auto_is_bf16_only_where_the_processor_gains_by_it(monkeypatch
     assert precision.resolve_precision("auto", torch.device("cpu")) == expected
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_of_a_recipe_is_float32_on_a_processor_without_it(monkeypatch, caplog, supported):
+    from unveil.train import precision
+
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: supported)
+    assert precision.resolve_precision("bf16", torch.device("cpu")) == ("bf16-mixed" if supported else "32-true")
+    assert ("using float32" in caplog.text) is not supported
+    assert precision.resolve_precision("bf16", torch.device("cuda")) == "bf16-mixed"
+
+
 def test_16_bit_floats_need_a_gpu():
     from unveil.train import precision
 

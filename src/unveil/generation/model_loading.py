@@ -29,6 +29,7 @@ from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.checkpoint_store import base_of
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
+from unveil.nn.cpu_kernels import cpu_computes_bf16
 from unveil.nn.unet import UNet
 from unveil.types import ADDITIONS, ControlNetInfo, LoraInfo, format_size
 
@@ -141,6 +142,8 @@ def open_for_generation(
         attach_loras(model, source, adapters, console)
     if controls or model.controlnet_infos:
         attach_controlnets(model, controls, mode, console)
+    if dtype == torch.bfloat16 and model.device.type == "cpu" and not cpu_computes_bf16():
+        console.warn("dtype bfloat16: this CPU has no instructions for it and is many times slower than in float32")
     model = as_image_model(model) if media == "images" and model.is_video else model
     return model.to_inference_dtype(dtype), source
 

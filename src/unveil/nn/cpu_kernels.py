@@ -55,12 +55,12 @@ def formulas() -> dict[Any, Callable[..., int]]:
 def _dtype(x: Tensor) -> torch.dtype | None:
     """Type in which the product is computed; None if the kernel does not support the type."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16()) else None
+    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_computes_bf16()) else None
 
 
 @cache
-def _has_bf16() -> bool:
-    """Return True if oneDNN computes in bf16 on this CPU, for which AVX-512 is needed."""
+def cpu_computes_bf16() -> bool:
+    """Return True if oneDNN computes in bf16 on this CPU, which needs AVX-512; torch alone is many times slower."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

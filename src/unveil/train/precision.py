@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import cache
 
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError
 from unveil.model.config.train import Precision
+from unveil.nn.cpu_kernels import cpu_computes_bf16
+
+_log = logging.getLogger(__name__)
 
 # Training also converts to bf16 and back, so that a smaller gain of the products gains nothing in a step.
 MIN_BF16_SPEEDUP = 1.3
@@ -19,11 +23,18 @@ MIN_BF16_SPEEDUP = 1.3
 def resolve_precision(wanted: Precision, device: torch.device) -> str:
     """Return Lightning's name of a precision: "32-true", "bf16-mixed" or "16-mixed".
 
+    bf16 becomes float32, with a warning, on a CPU on which torch would compute it without any instructions for it.
+
     Raises:
         RecipeError: The setting is 16-mixed on a device without loss scaling.
     """
     if wanted == "auto":
         return "bf16-mixed" if multiplies_bf16(device) else "32-true"
+    if wanted == "bf16" and device.type == "cpu" and not cpu_computes_bf16():
+        _log.warning(
+            "precision bf16: this CPU has no instructions for it and would be many times slower; using float32"
+        )
+        return "32-true"
     if wanted == "16-mixed" and device.type != "cuda":
         raise RecipeError(f"precision 16-mixed on {device.type}: needs a CUDA device; use bf16, float32 or auto")
     return {"float32": "32-true", "bf16": "bf16-mixed", "16-mixed": "16-mixed"}[wanted]
