@@ -303,7 +303,8 @@ class VideoBenchmark(Analysis):
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
         info(
-            "Number format of the network: float32, bfloat16 or float16.",
+            "Number format of the network: float32, bfloat16 or float16. On a CPU without instructions for bfloat16, "
+            "float32 is used in its place.",
             title="Number format",
             metavar="DTYPE",
             advanced=True,

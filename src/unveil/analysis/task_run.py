@@ -47,6 +47,7 @@ from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
+from unveil.nn.cpu_kernels import cpu_computes_bf16
 from unveil.tasks.evaluate_run import draw_samples, evaluation_recipe, feature_network
 from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskOutput, TaskResult
@@ -228,6 +229,9 @@ def benchmark_video_model(task: VideoBenchmark, context: TaskContext) -> TaskRes
     others = [_other_record(Path(path), settings.only or benchmark.tasks) for path in task.compare_with]
     begun = time.process_time()
     model, source = open_model(task.model, resolve_device(context.device))
+    if settings.dtype == "bfloat16" and model.device.type == "cpu" and not cpu_computes_bf16():
+        context.console.warn("dtype bfloat16: this CPU has no instructions for it; using float32, which is faster")
+        settings = replace(settings, dtype="float32")
     model.to_inference_dtype(DTYPES[settings.dtype])
     with context.console.progress("video", 0) as progress:
         study = benchmark.run(model, settings, progress.reach)
