@@ -123,6 +123,7 @@ class TrainingModule(LightningModule):
         step: Number of optimiser steps taken, skipped ones included.
         outcome: Result of the optimiser step that the last forward pass completed; None inside a step.
         skipped: Number of non-finite steps; `in_a_row` is the number of the most recent ones in a row.
+        rolled_back: Number of times that the run returned to an earlier checkpoint.
         ema: Averaged model; created when training starts, on the device of training.
     """
 
@@ -142,7 +143,7 @@ class TrainingModule(LightningModule):
         self.config = config
         self.schedule = learner.schedule(config)
         self._stop_signals = stop_signals or NoStopSignals()
-        self.step = self.skipped = self.in_a_row = 0
+        self.step = self.skipped = self.in_a_row = self.rolled_back = 0
         self.outcome: StepOutput | None = None
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
@@ -215,6 +216,7 @@ class TrainingModule(LightningModule):
             "step": self.step,
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
+            "rolled_back": self.rolled_back,
             "ema": self.average.model.state_dict(),
             "ema_updates": self.average.updates,
             "learner": self.learner.state(),
@@ -224,6 +226,7 @@ class TrainingModule(LightningModule):
         """Restore what `on_save_checkpoint` added; the average is restored once it exists."""
         loaded = checkpoint["unveil"]
         self.step, self.skipped, self.in_a_row = loaded["step"], loaded["skipped"], loaded["in_a_row"]
+        self.rolled_back = loaded.get("rolled_back", 0)
         self.learner.restore(loaded["learner"])
         self._loaded = loaded
 

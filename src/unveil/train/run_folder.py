@@ -65,6 +65,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.plots = path / "plots"
         self._lock: int | None = None
+        self._recorded = False  # True: this start is in environment.json
         self._check_same(recorded)
         if not writes:
             return
@@ -106,7 +107,11 @@ class RunFolder:
         return valid
 
     def record_start(self, facts: Mapping[str, Any], step: int) -> None:
-        """Add this start to environment.json."""
+        """Add this start to environment.json.
+
+        Raises:
+            OutOfResources, OutputError: The file cannot be written.
+        """
         path = self.path / "environment.json"
         try:
             starts = json.loads(path.read_text("utf-8"))["starts"]
@@ -114,9 +119,16 @@ class RunFolder:
             starts = []
         starts.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step, **facts})
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
+        self._recorded = True
 
     def record_end(self, step: int, cpu_seconds: float) -> None:
-        """Add the cost of this start to environment.json; a start that was killed has no such entry."""
+        """Add the cost of this start to environment.json, if the start is recorded; a killed start has no such entry.
+
+        Raises:
+            OutOfResources, OutputError: The file cannot be written.
+        """
+        if not self._recorded:
+            return
         path = self.path / "environment.json"
         starts = json.loads(path.read_text("utf-8"))["starts"]
         starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}

@@ -30,7 +30,7 @@ from unveil.train.batch_preparation import shape_of
 from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, TokenBudget, check_items
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.learner import Learner
-from unveil.train.metrics_logger import duration, log
+from unveil.train.metrics_logger import duration, guarded, log
 from unveil.train.precision import resolve_precision
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
@@ -195,7 +195,7 @@ class _Job:
                 _check_items_left(watch.saved.values["items"], len(self.dataset))
             begun = cpu_seconds()
             if self.rank == 0:
-                self.folder.record_start(environment(self._facts()), module.step)
+                guarded("environment.json", lambda: self.folder.record_start(environment(self._facts()), module.step))
                 self._show_on(watch, stop)
             examples = learner.dataset(self.dataset, config)
             trainer = _trainer(
@@ -248,7 +248,7 @@ class _Job:
             shown = sorted(self.folder.samples.glob("step_*.png"))
             image = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
             about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{image}"
-            write_atomically(path / "card.md", self.learner.card(about))
+            guarded("card.md", lambda: write_atomically(path / "card.md", self.learner.card(about)))
         return self.folder.checkpoints / checkpoint_store.step_name(step)
 
 
