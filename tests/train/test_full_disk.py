@@ -60,51 +60,48 @@ def test_what_is_no_checkpoint_stops_nothing_on_a_full_disk(tmp_path, caplog, di
     disk.is_full = lambda call, path: not of_a_checkpoint(path) and "recipe.yaml" not in path
     fit(run)
     assert equal(run / "checkpoints" / "step_000004", expected)
-    for what in ("environment.json", "metrics.jsonl", "samples", "plots", "card.md"):
-        assert f"{what}: " in caplog.text, what
-    assert caplog.text.count("metrics.jsonl: ") <= 2, "one warning, not one a line"
+    some = ["plots"] if start == "resumed" else []  # without any line of the log there is nothing to plot
+    for what in ("environment.json", "metrics.jsonl", "samples", "card.md", *some):
+        assert f"{what}: left out" in caplog.text or f"{what}: not written" in caplog.text, what
+    assert caplog.text.count("metrics.jsonl: not written") == 1, "one warning, not one a line"
     assert not [path for path in run.rglob("*") if ".part" in path.name]
 
 
 def test_a_failed_line_of_the_log_does_not_spoil_the_next(tmp_path, disk):
-    failing = {1, 3}
     count = 0
 
-    def second_and_fourth(call: int, path: str) -> bool:
+    def second_and_third_line(call: int, path: str) -> bool:
         nonlocal count
         count += path.endswith("metrics.jsonl")
-        return path.endswith("metrics.jsonl") and count - 1 in failing
+        return path.endswith("metrics.jsonl") and count in (2, 4)  # closing the file tries each of them again
 
-    disk.is_full = second_and_fourth
+    disk.is_full = second_and_third_line
     run = fit(tmp_path / "run", steps=6, sample_every=0, validate_every=0)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 3, 5, 6]
+    assert [line["step"] for line in lines] == [1, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    "every", [pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.release)]
-)
+@pytest.mark.parametrize("every", [pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.release)])
 def test_at_any_failing_write_the_newest_checkpoint_is_valid(tmp_path, disk, expected, every):
     fit(tmp_path / "run")
     calls, tried, stopped = disk.calls, 0, 0
     for failing in range(0, calls, every):
         run = tmp_path / "run" / str(failing)
-        disk.calls, tried = 0, tried + 1
+        disk.calls, tried, reason = 0, tried + 1, "the disk is full"
         disk.is_full = lambda call, path, failing=failing: call == failing
-        before: list[Path] = []
         try:
             fit(run)
         except OutOfResources as problem:
-            assert "the disk is full" in str(problem)
-            before, stopped = checkpoint_store.checkpoints(run / "checkpoints"), stopped + 1
-            for path in before:
+            reason, stopped = str(problem), stopped + 1
+            for path in checkpoint_store.checkpoints(run / "checkpoints"):
                 checkpoint_store.verify(path)
             disk.is_full = lambda call, path: False
             fit(run)  # with space it goes on
         assert equal(run / "checkpoints" / "step_000004", expected), failing
+        assert "the disk is full" in reason, failing
         assert not [path for path in run.rglob(".*") if path.name != ".lock"], "leftovers"
-    assert calls > 30
-    assert 0 < stopped < tried / 2, "the last checkpoint and the recipe alone are needed"
+    assert calls > 20
+    assert 0 < stopped < tried, "only the recipe and the last checkpoint are needed"
 
 
 # ---------------------------------------------------------------------- the warning before a run

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,20 @@ class TrainingCallback(Callback):
             self.ended = INTERRUPTED if interrupted else TERMINATED if terminated else 0
             trainer.should_stop = True
 
+    def keep_state(self, module: TrainingModule) -> bool:
+        """Save the state of the last complete step after memory ran out in the next one.
+
+        Returns:
+            True if the run can go on from a checkpoint, or from its start.
+        """
+        if module.undo():
+            if module.step in (0, self._saved_at):
+                return True
+            with suppress(OutOfResources, OutputError, NonFinite):
+                self._write_checkpoint(module)
+                return True
+        return bool(checkpoint_store.checkpoints(self.folder.checkpoints))
+
     def close(self) -> None:
         """Close the display and the log, even after an error."""
         if self._display is not None:
@@ -344,9 +359,7 @@ class TrainingCallback(Callback):
         failed: tuple[str, str] | None = None
         if self._writes:
             try:
-                about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
-                sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
-                state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
+                self._write_checkpoint(module)
                 good = state.last_good(self.folder.checkpoints) if module.in_a_row else None
                 checkpoint_store.prune(self.folder.checkpoints, KEEP, good)
             except (OutOfResources, OutputError, NonFinite) as problem:
@@ -366,6 +379,11 @@ class TrainingCallback(Callback):
                 "free some space and start the same run again: it goes on from the last valid checkpoint"
             )
         log.warning("step %d: no checkpoint (%s); the next try is at the next interval", module.step, text)
+
+    def _write_checkpoint(self, module: TrainingModule) -> None:
+        about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
+        sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
+        state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
 
     def _roll_back(self, trainer: Trainer, module: TrainingModule, reason: str, *, last: bool) -> None:
         """Return once in a run to the state of the last good checkpoint, and go on with the next examples.

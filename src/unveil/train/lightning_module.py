@@ -148,6 +148,8 @@ class TrainingModule(LightningModule):
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
+        self._before: dict[str, Tensor] | None = None  # the learner's state before the step; None between steps
+        self._versions = 0  # of the weights, before the optimiser's first step
         self._loaded: dict[str, Any] | None = None  # of a checkpoint of Lightning, until the average exists
         self.model.train()
         self.auxiliary.train()
@@ -186,6 +188,7 @@ class TrainingModule(LightningModule):
         if part == 0:
             self.outcome = None
             self._passes.clear()
+            self._before = self.learner.state()
         # The global generator, which a network's dropout uses: a resumed run draws the same.
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = SampleRNG(self.config.seed, batch.numbers, device=self.device)
@@ -238,6 +241,7 @@ class TrainingModule(LightningModule):
         optimizer.step(closure=optimizer_closure)
         outcome = cast(StepOutput, self.outcome)
         self.step += 1
+        self._before = None
         if outcome.fault is None:
             self.in_a_row = 0
             self.average.update()
@@ -267,6 +271,7 @@ class TrainingModule(LightningModule):
         elif self.config.grad_clip_norm:
             for group, norm in zip(groups, norms, strict=True):
                 self.learner.clip(group, norm, self.config.grad_clip_norm)
+        self._versions = self._weight_versions()
         rate = optimizer.param_groups[0]["lr"]
         self.outcome = StepOutput(
             self.step + 1, stats.loss, rate, norms[0], stats.numbers, stats.t, stats.per_sample, stats.terms,
@@ -284,6 +289,24 @@ class TrainingModule(LightningModule):
     def start_average(self) -> None:
         """Create the EMA, once the model is on the device of training."""
         self.ema = Ema(self.model, self.config.ema_decay)
+
+    def undo(self) -> bool:
+        """Return the learner to its state before the step in which an error occurred, and remove the gradients.
+
+        Returns:
+            False if the optimiser may have changed weights or moments already, so that the step cannot be repeated.
+        """
+        if self._before is not None:
+            self.learner.restore(self._before)
+            self._before = None
+        self._passes.clear()
+        self.zero_grad(set_to_none=True)
+        in_optimizer = self.outcome is not None and self.outcome.step > self.step
+        return not in_optimizer or (self.step == 0 and self._versions == self._weight_versions())
+
+    def _weight_versions(self) -> int:
+        """Return the number of changes in place of all weights."""
+        return sum(p._version for part in (self.model, self.auxiliary) for p in part.parameters())
 
     @property
     def scaler(self) -> Any | None:

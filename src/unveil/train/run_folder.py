@@ -57,6 +57,7 @@ class RunFolder:
     Raises:
         RecipeError: The folder contains a run of another recipe.
         OutputError: The folder cannot be written, or another process is training in it.
+        OutOfResources: The disk is full.
     """
 
     def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
@@ -80,11 +81,14 @@ class RunFolder:
             holder = lock_holder(self._lock)
             self.close()
             raise OutputError(f"{path}: {holder} trains in this folder; wait for it, or choose another") from problem
-        write_atomically(
-            path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
-        )
-        for folder in (path, self.checkpoints):  # of which this process has the lock
-            staging.sweep(folder, exclusive=True)
+        try:
+            text = yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
+            write_atomically(path / "recipe.yaml", text)
+            for folder in (path, self.checkpoints):  # of which this process has the lock
+                staging.sweep(folder, exclusive=True)
+        except BaseException:
+            self.close()
+            raise
 
     def newest(self) -> Path | None:
         """Checkpoint to resume from; a warning names newer ones that are damaged.

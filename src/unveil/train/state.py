@@ -53,6 +53,7 @@ def save(module: TrainingModule, sums: Mapping[str, Any], parent: Path, *, items
         "rolled_back": module.rolled_back,
         **sums,
         "items": items,
+        "grad_accum_steps": module.config.grad_accum_steps,
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }
     learner = module.learner
@@ -73,6 +74,15 @@ def last_good(parent: Path) -> Path | None:
         except WeightsError:
             continue
     return None
+
+
+def parts_of(folder: Path) -> int:
+    """Return the number of parts of a step when a checkpoint was saved; 1 if it is not recorded.
+
+    Raises:
+        WeightsError: The state is damaged.
+    """
+    return int(checkpoint_store.read_json(folder / VALUES).get("grad_accum_steps", 1))
 
 
 class TrainingState:
