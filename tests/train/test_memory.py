@@ -36,17 +36,17 @@ class Small(DiffusionLoss):
     place: str = "forward"
 
     def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> LossOutput:
+        assert all(loss() is None for loss in failed), "the failed step is still in memory"
         loss = super().__call__(denoiser, x0, condition, streams, step)
-        alive.append(weakref.ref(loss.value))
         if len(x0) <= self.room or step < self.first:
-            assert sum(old() is not None for old in alive) <= 8 // len(x0) + 1, "the failed step is still in memory"
             return loss
+        failed.append(weakref.ref(loss.value))
         if self.place == "forward":
             raise torch.OutOfMemoryError(FULL)
         return loss._replace(value=_Full.apply(loss.value))
 
 
-alive: list[Any] = []  # losses
+failed: list[Any] = []  # losses of steps for which there was no memory
 
 
 class _Full(torch.autograd.Function):

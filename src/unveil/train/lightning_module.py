@@ -149,7 +149,7 @@ class TrainingModule(LightningModule):
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
         self._before: dict[str, Tensor] | None = None  # the learner's state before the step; None between steps
-        self._versions = 0  # of the weights, before the optimiser's first step
+        self._first_sums: list[float] = []  # of the weights, before the optimiser's first step
         self._loaded: dict[str, Any] | None = None  # of a checkpoint of Lightning, until the average exists
         self.model.train()
         self.auxiliary.train()
@@ -271,7 +271,8 @@ class TrainingModule(LightningModule):
         elif self.config.grad_clip_norm:
             for group, norm in zip(groups, norms, strict=True):
                 self.learner.clip(group, norm, self.config.grad_clip_norm)
-        self._versions = self._weight_versions()
+        if self.step == 0:
+            self._first_sums = self._weight_sums()
         rate = optimizer.param_groups[0]["lr"]
         self.outcome = StepOutput(
             self.step + 1, stats.loss, rate, norms[0], stats.numbers, stats.t, stats.per_sample, stats.terms,
@@ -302,11 +303,12 @@ class TrainingModule(LightningModule):
         self._passes.clear()
         self.zero_grad(set_to_none=True)
         in_optimizer = self.outcome is not None and self.outcome.step > self.step
-        return not in_optimizer or (self.step == 0 and self._versions == self._weight_versions())
+        return not in_optimizer or (self.step == 0 and self._first_sums == self._weight_sums())
 
-    def _weight_versions(self) -> int:
-        """Return the number of changes in place of all weights."""
-        return sum(p._version for part in (self.model, self.auxiliary) for p in part.parameters())
+    def _weight_sums(self) -> list[float]:
+        """Return the sum of each weight, which an update changes."""
+        weights = [p.detach() for part in (self.model, self.auxiliary) for p in part.parameters() if p.requires_grad]
+        return [weight.sum(dtype=torch.float64).item() for weight in weights]
 
     @property
     def scaler(self) -> Any | None:
