@@ -63,7 +63,7 @@ def originals() -> dict[str, bytes]:
 
 
 def mutants(count: int) -> Iterator[tuple[str, bytes]]:
-    """Names and contents: cut off, emptied, with flipped bits, with an extension that is none of its own."""
+    """Names and contents: cut off, emptied, with flipped bits, or with another extension."""
     chosen, kinds = np.random.default_rng(1), list(originals().items())
     for number in range(count):
         name, content = kinds[number % len(kinds)]

@@ -389,7 +389,7 @@ class TrainingCallback(Callback):
         """Return once in a run to the state of the last good checkpoint, and go on with the next examples.
 
         Raises:
-            NonFinite: There is no such checkpoint, the run has rolled back before, or this is the last step.
+            NonFinite: No such checkpoint exists, the run has rolled back before, or this is the last step.
         """
         allowed = self._writes and not last and not module.rolled_back
         good = trainer.strategy.broadcast(state.last_good(self.folder.checkpoints) if allowed else None)
