@@ -20,7 +20,8 @@ from unveil.io.console import Console
 from unveil.nn.lora import LoraConfig, LoraDelta, init_lora
 from unveil.server.jobs.task_job import ModelCache
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+pytestmark = [pytest.mark.release, pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")]
+STEPS, CHANGES = 20_000, 100
 GROWTH = 50 << 20  # bytes
 
 
@@ -64,13 +65,12 @@ class Watched(DiffusionLoss):
 measured: list[Held] = []
 
 
-@pytest.mark.parametrize("steps", [300, pytest.param(20_000, marks=pytest.mark.release)])
-def test_a_long_training_does_not_grow(tmp_path, steps):
+def test_a_long_training_does_not_grow(tmp_path):
     objective = Watched()
-    object.__setattr__(objective, "every", steps // 20)
+    object.__setattr__(objective, "every", STEPS // 20)
     measured.clear()
     tiny.fit(
-        tmp_path / "run", objective=objective, steps=steps, save_every=steps // 20, sample_every=steps // 10,
+        tmp_path / "run", objective=objective, steps=STEPS, save_every=STEPS // 20, sample_every=STEPS // 10,
         grad_accum_steps=1,
     )  # fmt: skip
     assert len(measured) == 19
@@ -90,11 +90,10 @@ def styles(folder: Path, name: str, count: int) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("changes", [20, pytest.param(100, marks=pytest.mark.release)])
-def test_changes_of_models_and_loras_do_not_grow(tmp_path, changes):
+def test_changes_of_models_and_loras_do_not_grow(tmp_path):
     cache, seen = ModelCache(most=1, bytes=0), []
     loras = styles(tmp_path, "ddpm-digits", 3)
-    for number in range(changes):
+    for number in range(CHANGES):
         name = "playground-world" if number % 10 == 9 else "ddpm-digits"
         chosen = (LoraOption(loras[number % 3], 0.1 * (1 + number % 7)),) if name == "ddpm-digits" else ()
         model, _ = cache.open(ModelOptions(name, device="cpu", loras=chosen), Console())
@@ -102,4 +101,4 @@ def test_changes_of_models_and_loras_do_not_grow(tmp_path, changes):
             model.generate(cond={"label": [number % 10]}, count=1, seed=number, steps=2)
         del model
         seen.append(held())
-    assert_constant(seen[changes // 2 :])
+    assert_constant(seen[CHANGES // 2 :])
