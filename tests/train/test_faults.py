@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import random
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from unveil.io.files import read_tensors, require_finite
 from unveil.model import checkpoint_store, model_folder
 from unveil.train import callbacks, metrics_logger, state
 from unveil.train.data_order import EpochShuffle
+from unveil.train.ema import Ema
 
 
 class Broken(DiffusionLoss):
@@ -139,28 +141,132 @@ def test_errors_of_an_item_are_reported(tmp_path, workers):
 
 
 @pytest.mark.parametrize("fault", [nan_loss, nan_gradient])
-def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault):
+def test_too_many_in_a_row_stop_a_run_without_a_checkpoint_with_their_own_exit_code(tmp_path, fault):
     run = tmp_path / "run"
     with pytest.raises(NonFinite, match=r"step 9: the .* is not finite, 6 steps in a row") as stopped:
-        tiny.fit(run, objective=broken(fault, *range(3, 12)), save_every=1)
+        tiny.fit(run, objective=broken(fault, *range(3, 12)))
     assert stopped.value.exit_code == 3
-    assert every_number_is_finite(run)
-    assert checkpoint_store.latest_valid(run / "checkpoints") is not None
+    assert checkpoint_store.checkpoints(run / "checkpoints") == []
 
 
 def test_finite_steps_in_between_start_the_count_again(tmp_path):
-    tiny.fit(tmp_path / "run", objective=broken(nan_loss, *range(5), *range(6, 11)))
+    run = tiny.fit(tmp_path / "run", objective=broken(nan_loss, *range(1, 6), *range(7, 12)), save_every=1, steps=13)
+    assert returns(run) == []
 
 
-def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
+def returns(run: Path) -> list[tuple[int, int]]:
+    """The steps at which a run went back to a checkpoint, and the steps of the checkpoints."""
+    return [(line["step"], line["to_step"]) for line in lines(run) if line.get("event") == "rolled-back"]
+
+
+def poisoned(name: str, value: float = float("nan")) -> Any:
+    """A fault that writes a value into a weight or a buffer, as broken memory does."""
+
     def poison(denoiser: Any, loss: LossOutput) -> LossOutput:
-        denoiser.network.calls.fill_(float("nan"))
+        {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}[name].data.view(-1)[0] = value
         return loss
 
+    return poison
+
+
+def equal_states(one: Path, other: Path, *besides: str) -> bool:
+    """True if all tensors of two checkpoints are equal, except those whose names end so."""
+    pairs = [(read_tensors(path), read_tensors(other / path.relative_to(one))) for path in one.rglob("*.safetensors")]
+    assert pairs
+    return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a if not key.endswith(besides))
+
+
+@pytest.mark.parametrize(("fault", "every"), [(nan_loss, 1), (nan_gradient, 2)])
+def test_too_many_in_a_row_return_once_to_the_last_good_checkpoint(tmp_path, caplog, monkeypatch, fault, every):
+    monkeypatch.setattr(callbacks, "KEEP", 3)
     run = tmp_path / "run"
-    with pytest.raises(NonFinite, match=r"step 4: .*network.calls"):
-        tiny.fit(run, objective=broken(poison, 3), save_every=2)
-    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
+    with pytest.raises(NonFinite, match=r"step 16: [\s\S]*6 steps in a row[\s\S]*earlier checkpoint before") as stopped:
+        tiny.fit(run, objective=broken(fault, *range(4, 20)), save_every=every, steps=20)
+    assert stopped.value.exit_code == 3
+    assert returns(run) == [(10, 4)], "one return, past the checkpoints of skipped steps"
+    assert "back to the weights of step 4, once; training goes on" in caplog.text
+    assert every_number_is_finite(run)
+    newest = checkpoint_store.latest_valid(run / "checkpoints")
+    assert newest is not None
+    with pytest.raises(NonFinite, match="step 16"):
+        tiny.fit(run, objective=broken(fault, *range(4, 20)), save_every=every, steps=20)
+    assert returns(run) == [(10, 4)], "a run that is started again has returned already"
+
+
+def test_after_the_return_training_has_the_saved_state_and_goes_on_with_other_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "KEEP", 99)
+    objective = broken(nan_loss, *range(4, 10))
+    run = tiny.fit(tmp_path / "run", objective=objective, save_every=1, steps=14)
+    assert returns(run) == [(10, 4)]
+    saved = {path.name: path for path in checkpoint_store.checkpoints(run / "checkpoints")}
+    assert equal_states(saved["step_000004"], saved["step_000010"])
+    assert not equal_states(saved["step_000010"], saved["step_000011"], "calls")
+    examples = [line["examples"] for line in lines(run) if line.get("event") == "non-finite"]
+    assert examples == [list(range(8 * step, 8 * step + 8)) for step in range(4, 10)], "no step is repeated"
+    # and a run that is interrupted before and after the return ends the same
+    for left in ("step_000007", "step_000012"):
+        for name, path in saved.items():
+            if name > left:
+                os.rename(path, tmp_path / f"{left}-{name}")
+        tiny.fit(run, objective=objective, save_every=1, steps=14)
+        assert equal_states(tmp_path / f"{left}-step_000014", run / "checkpoints" / "step_000014"), left
+
+
+@pytest.mark.parametrize(
+    ("name", "every"), [("network.enter.weight", 1), ("network.leave.bias", 3), ("network.calls", 3)]
+)
+def test_a_weight_or_buffer_that_turned_nan_is_restored_and_never_published(tmp_path, name, every):
+    run = tiny.fit(tmp_path / "run", objective=broken(poisoned(name), 4), save_every=every)
+    (back,) = returns(run)
+    assert back[1] == 4 // every * every
+    assert every_number_is_finite(run)
+
+
+def test_an_average_that_turned_nan_is_restored_and_never_published(tmp_path, monkeypatch):
+    real = Ema.update
+
+    def update(self: Ema[Any]) -> None:
+        real(self)
+        if self.updates == 5:
+            next(self.model.parameters()).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(Ema, "update", update)
+    run = tmp_path / "run"
+    with pytest.raises(NonFinite, match="step 9: the average of the weights holds numbers"):  # its 5th update again
+        tiny.fit(run, save_every=3)
+    assert returns(run) == [(6, 3)]
+    assert every_number_is_finite(run)
+
+
+def test_a_state_that_is_not_finite_at_the_last_step_ends_the_run(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(NonFinite, match=r"step 12: .*network.calls") as stopped:
+        tiny.fit(run, objective=broken(poisoned("network.calls"), 11), save_every=3)
+    assert stopped.value.exit_code == 3
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000009"
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.release)])
+def test_no_random_fault_reaches_a_checkpoint_or_the_average(tmp_path, monkeypatch, count):
+    choose, kinds = random.Random(0), [nan_loss, infinite_loss, nan_gradient, huge_gradient]
+    steps = sorted(choose.sample(range(2 * count), count))
+
+    def anything(denoiser: Any, loss: LossOutput) -> LossOutput:
+        return choose.choice(kinds)(denoiser, loss)
+
+    real = Ema.update
+
+    def update(self: Ema[Any]) -> None:
+        real(self)
+        require_finite(dict(self.model.named_parameters()), "the average")
+
+    monkeypatch.setattr(Ema, "update", update)
+    run = tiny.fit(
+        tmp_path / "run", objective=broken(anything, *steps), steps=2 * count, save_every=20, nonfinite_limit=50,
+        grad_accum_steps=1,
+    )  # fmt: skip
+    assert lines(run)[-1]["skipped"] == count
+    assert every_number_is_finite(run)
 
 
 # ---------------------------------------------------------------------- a spike of the gradient

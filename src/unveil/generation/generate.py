@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.core.samplers.loop import SamplingRun
 from unveil.data.preprocessors.segmentation import resize_control_image
 from unveil.errors import DataError, RecipeError, ShapeError, WeightsError, did_you_mean
+from unveil.generation.batches import in_batches
 from unveil.io.images import to_pixels, to_unit
 from unveil.model import Model, RunTransform, checkpoint_store
 from unveil.model.config import SampleConfig
@@ -328,7 +328,7 @@ def generate(
     on_step: OnStep | None = None,
     preview: Preview | None = None,
 ) -> Iterator[GeneratedSample]:
-    """Yield the samples of a request, batch by batch.
+    """Yield the samples of a request, batch by batch; if memory runs out, one by one.
 
     Args:
         model: Model.
@@ -351,12 +351,14 @@ def generate(
     if size is not None:
         check_size(model, size)
     shared = {"model": source._asdict(), **sampling, **_request_metadata(model, request)}
-    batches = math.ceil(request.count / request.batch)
-    for number in range(batches):
-        rows = slice(number * request.batch, min((number + 1) * request.batch, request.count))
+
+    def run(rows: slice, number: int, batches: int) -> tuple[Request, TrajectoryRecorder, Tensor]:
         part = request.part(rows.start, rows.stop)
         recorder = TrajectoryRecorder(model, frames, on_step and partial_progress(on_step, number, batches), preview)
-        samples = _generate_batch(model, replace(part, sampling=sampling, size=size), edit, rows, recorder)
+        changed = replace(part, sampling=sampling, size=size)
+        return part, recorder, _generate_batch(model, changed, edit, rows, recorder)
+
+    for rows, (part, recorder, samples) in in_batches(request.count, request.batch, run):
         pixels, trajectory = edit.postprocess(to_pixels(samples), rows), recorder.trajectory(samples)
         batch = {**_batch_metadata(part), **edit.batch_metadata(rows)}
         for row in range(part.count):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
 from unveil.errors import DataError
+from unveil.generation.batches import in_batches
 from unveil.generation.generate import (
     DTYPES,
     OnStep,
@@ -63,11 +63,9 @@ def invert(model: Model, images: Tensor, request: Request, *, on_step: OnStep | 
     check_size(model, size)
     model.precision = DTYPES[request.dtype]
     request = replace(request, seed=0, first=0, count=count)
-    noise: list[Tensor] = []
-    batches = math.ceil(count / request.batch)
     model.eval()
-    for start in range(0, count, request.batch):
-        here = slice(start, min(start + request.batch, count))
+
+    def noise_of(here: slice, number: int, batches: int) -> Tensor:
         part = request.part(here.start, here.stop)
         streams = SampleRNG(0, range(part.count), device=model.device)
         with torch.no_grad():
@@ -75,10 +73,10 @@ def invert(model: Model, images: Tensor, request: Request, *, on_step: OnStep | 
             run = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
         first = run.schedule[0]
         back = replace(run, plan=encode(run.schedule), x=encode_latents(model, unit[here]))
-        x = back.run(
-            TrajectoryRecorder(model, 0, on_step and partial_progress(on_step, start // request.batch, batches))
-        )
-        noise.append(x / like(model.process.prior(first), x))
+        x = back.run(TrajectoryRecorder(model, 0, on_step and partial_progress(on_step, number, batches)))
+        return x / like(model.process.prior(first), x)
+
+    noise = [part for _, part in in_batches(count, request.batch, noise_of)]
     return Inversion(torch.cat(noise).float().cpu(), how.flat())
 
 

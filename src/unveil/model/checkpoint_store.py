@@ -112,11 +112,16 @@ def save(
     return manifest
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Delete all training checkpoints except the newest `keep`; call it after the newest is published."""
+def prune(parent: Path, keep: int, spare: Path | None = None) -> None:
+    """Delete all training checkpoints except the newest `keep`; call it after the newest is published.
+
+    Args:
+        spare: Checkpoint that is kept too.
+    """
     for folder in checkpoints(parent)[max(keep, 1) :]:
-        with suppress(OSError):
-            staging.discard(folder)
+        if folder != spare:
+            with suppress(OSError):
+                staging.discard(folder)
 
 
 def versions() -> dict[str, str]:

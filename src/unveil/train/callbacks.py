@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from unveil.errors import Cancelled, NonFinite, OutOfResources, OutputError, Rec
 from unveil.io.files import write_atomically
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import TrainConfig
-from unveil.train import state
+from unveil.train import disk_space, state
 from unveil.train.batch_preparation import noise_for, prepare, slice_batch
 from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.learner import SampleSheets, Validator
@@ -160,7 +161,8 @@ class TrainingCallback(Callback):
     """Callback of a run in a folder, which logs, validates and saves; of several processes, the first one writes.
 
     Raises (from a step):
-        NonFinite: More than `nonfinite_limit` steps in a row are not finite.
+        NonFinite: More than `nonfinite_limit` steps in a row are not finite, or a state that is to be saved, and the
+            run has no good checkpoint or has rolled back before.
         OutOfResources: The disk is full for three saves in a row.
 
     Attributes:
@@ -218,6 +220,7 @@ class TrainingCallback(Callback):
         if self._writes:
             self._journal = MetricsLogger(self.folder.path, module.step if resumed else -1)
             self._display = ProgressBar(self.config.steps, module.step)
+            self._check_space(module)
             if module.step:
                 self._display.say(f"{self.folder.path}: going on from step {module.step} of {self.config.steps}")
             if not resumed and self.config.validate_every and self.held_out is not None and self.held_out.from_start:
@@ -234,9 +237,9 @@ class TrainingCallback(Callback):
         if outcome is None:
             return
         self._note(module, outcome)
-        if module.in_a_row > self.config.nonfinite_limit:
-            raise NonFinite(self._story(module, outcome))
         last = module.step >= self.config.steps
+        if module.in_a_row > self.config.nonfinite_limit:
+            self._roll_back(trainer, module, self._story(module, outcome), last=last)
         interrupted, terminated, late = (request > 0 for request in outcome.stop_requests)
         leaving = interrupted or terminated or late
         if self._writes and not leaving:
@@ -252,6 +255,20 @@ class TrainingCallback(Callback):
             self.ended = INTERRUPTED if interrupted else TERMINATED if terminated else 0
             trainer.should_stop = True
 
+    def keep_state(self, module: TrainingModule) -> bool:
+        """Save the state of the last complete step after memory ran out in the next one.
+
+        Returns:
+            True if the run can go on from a checkpoint, or from its start.
+        """
+        if module.undo():
+            if module.step in (0, self._saved_at):
+                return True
+            with suppress(OutOfResources, OutputError, NonFinite):
+                self._write_checkpoint(module)
+                return True
+        return bool(checkpoint_store.checkpoints(self.folder.checkpoints))
+
     def close(self) -> None:
         """Close the display and the log, even after an error."""
         if self._display is not None:
@@ -260,6 +277,18 @@ class TrainingCallback(Callback):
             self._journal.close()
 
     # ------------------------------------------------------------------ parts of a step
+
+    def _check_space(self, module: TrainingModule) -> None:
+        steps, every = self.config.steps, self.config.save_every or self.config.steps
+        disk_space.warn_if_low(
+            self.folder.path,
+            disk_space.space_needed(
+                disk_space.checkpoint_size(module),
+                existing=len(checkpoint_store.checkpoints(self.folder.checkpoints)),
+                future=-(-steps // every) - module.step // every,
+                keep=KEEP,
+            ),
+        )
 
     def _note(self, module: TrainingModule, outcome: StepOutput) -> None:
         if outcome.fault is None:
@@ -330,10 +359,9 @@ class TrainingCallback(Callback):
         failed: tuple[str, str] | None = None
         if self._writes:
             try:
-                about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
-                sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
-                state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
-                checkpoint_store.prune(self.folder.checkpoints, KEEP)
+                self._write_checkpoint(module)
+                good = state.last_good(self.folder.checkpoints) if module.in_a_row else None
+                checkpoint_store.prune(self.folder.checkpoints, KEEP, good)
             except (OutOfResources, OutputError, NonFinite) as problem:
                 failed = (type(problem).__name__, str(problem))
         failed = trainer.strategy.broadcast(failed)
@@ -342,7 +370,8 @@ class TrainingCallback(Callback):
             return
         kind, text = failed
         if kind == NonFinite.__name__:
-            raise NonFinite(text)
+            self._roll_back(trainer, module, text, last=final)
+            return
         self._failed_saves += 1
         if final or self._failed_saves >= SAVES_THAT_MAY_FAIL:
             raise OutOfResources(
@@ -350,6 +379,29 @@ class TrainingCallback(Callback):
                 "free some space and start the same run again: it goes on from the last valid checkpoint"
             )
         log.warning("step %d: no checkpoint (%s); the next try is at the next interval", module.step, text)
+
+    def _write_checkpoint(self, module: TrainingModule) -> None:
+        about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
+        sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
+        state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
+
+    def _roll_back(self, trainer: Trainer, module: TrainingModule, reason: str, *, last: bool) -> None:
+        """Return once in a run to the state of the last good checkpoint, and go on with the next examples.
+
+        Raises:
+            NonFinite: No such checkpoint exists, the run has rolled back before, or this is the last step.
+        """
+        allowed = self._writes and not last and not module.rolled_back
+        good = trainer.strategy.broadcast(state.last_good(self.folder.checkpoints) if allowed else None)
+        if good is None:
+            before = "\nthe run had gone back to an earlier checkpoint before" if module.rolled_back else ""
+            raise NonFinite(reason + before)
+        saved = state.TrainingState(good)
+        saved.roll_back(module)
+        self.usual_norm.load(saved.values.get("usual_norm", {}))
+        if self._journal is not None:
+            self._journal.write({"step": module.step, "event": "rolled-back", "to_step": saved.step})
+            log.warning("%s\nback to the weights of step %d, once; training goes on", reason, saved.step)
 
     def _story(self, module: TrainingModule, outcome: StepOutput) -> str:
         fault = outcome.fault or {}

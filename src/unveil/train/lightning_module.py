@@ -123,6 +123,7 @@ class TrainingModule(LightningModule):
         step: Number of optimiser steps taken, skipped ones included.
         outcome: Result of the optimiser step that the last forward pass completed; None inside a step.
         skipped: Number of non-finite steps; `in_a_row` is the number of the most recent ones in a row.
+        rolled_back: Number of times that the run returned to an earlier checkpoint.
         ema: Averaged model; created when training starts, on the device of training.
     """
 
@@ -142,11 +143,13 @@ class TrainingModule(LightningModule):
         self.config = config
         self.schedule = learner.schedule(config)
         self._stop_signals = stop_signals or NoStopSignals()
-        self.step = self.skipped = self.in_a_row = 0
+        self.step = self.skipped = self.in_a_row = self.rolled_back = 0
         self.outcome: StepOutput | None = None
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
+        self._before: dict[str, Tensor] | None = None  # the learner's state before the step; None between steps
+        self._first_sums: list[float] = []  # of the weights, before the optimiser's first step
         self._loaded: dict[str, Any] | None = None  # of a checkpoint of Lightning, until the average exists
         self.model.train()
         self.auxiliary.train()
@@ -185,6 +188,7 @@ class TrainingModule(LightningModule):
         if part == 0:
             self.outcome = None
             self._passes.clear()
+            self._before = self.learner.state()
         # The global generator, which a network's dropout uses: a resumed run draws the same.
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = SampleRNG(self.config.seed, batch.numbers, device=self.device)
@@ -215,6 +219,7 @@ class TrainingModule(LightningModule):
             "step": self.step,
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
+            "rolled_back": self.rolled_back,
             "ema": self.average.model.state_dict(),
             "ema_updates": self.average.updates,
             "learner": self.learner.state(),
@@ -224,6 +229,7 @@ class TrainingModule(LightningModule):
         """Restore what `on_save_checkpoint` added; the average is restored once it exists."""
         loaded = checkpoint["unveil"]
         self.step, self.skipped, self.in_a_row = loaded["step"], loaded["skipped"], loaded["in_a_row"]
+        self.rolled_back = loaded.get("rolled_back", 0)
         self.learner.restore(loaded["learner"])
         self._loaded = loaded
 
@@ -235,6 +241,7 @@ class TrainingModule(LightningModule):
         optimizer.step(closure=optimizer_closure)
         outcome = cast(StepOutput, self.outcome)
         self.step += 1
+        self._before = None
         if outcome.fault is None:
             self.in_a_row = 0
             self.average.update()
@@ -264,6 +271,8 @@ class TrainingModule(LightningModule):
         elif self.config.grad_clip_norm:
             for group, norm in zip(groups, norms, strict=True):
                 self.learner.clip(group, norm, self.config.grad_clip_norm)
+        if self.step == 0:
+            self._first_sums = self._weight_sums()
         rate = optimizer.param_groups[0]["lr"]
         self.outcome = StepOutput(
             self.step + 1, stats.loss, rate, norms[0], stats.numbers, stats.t, stats.per_sample, stats.terms,
@@ -281,6 +290,25 @@ class TrainingModule(LightningModule):
     def start_average(self) -> None:
         """Create the EMA, once the model is on the device of training."""
         self.ema = Ema(self.model, self.config.ema_decay)
+
+    def undo(self) -> bool:
+        """Return the learner to its state before the step in which an error occurred, and remove the gradients.
+
+        Returns:
+            False if the optimiser may have changed weights or moments already, so that the step cannot be repeated.
+        """
+        if self._before is not None:
+            self.learner.restore(self._before)
+            self._before = None
+        self._passes.clear()
+        self.zero_grad(set_to_none=True)
+        in_optimizer = self.outcome is not None and self.outcome.step > self.step
+        return not in_optimizer or (self.step == 0 and self._first_sums == self._weight_sums())
+
+    def _weight_sums(self) -> list[float]:
+        """Return the sum of each weight, which an update changes."""
+        weights = [p.detach() for part in (self.model, self.auxiliary) for p in part.parameters() if p.requires_grad]
+        return [weight.sum(dtype=torch.float64).item() for weight in weights]
 
     @property
     def scaler(self) -> Any | None:

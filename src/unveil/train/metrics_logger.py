@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import queue
 import sys
 import threading
@@ -130,8 +131,7 @@ class MetricsLogger:
         self._events: BackgroundWriter | None = None
         self._reported = False
         if self.path.exists():
-            lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
-            write_atomically(self.path, "".join(line + "\n" for line in lines))
+            guarded(str(self.path), lambda: self._shorten(after))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except Exception as problem:  # whatever an event writer does, training goes on
@@ -143,15 +143,24 @@ class MetricsLogger:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; its numbers become events named like its keys."""
+        end = None
         try:
             with open(self.path, "a", encoding="utf-8") as file:
+                end = file.tell()
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as problem:
+            if end is not None:
+                with suppress(OSError):  # a part of a line would spoil the next one
+                    os.truncate(self.path, end)
             if not self._reported:
                 _report_broken(str(self.path), problem)
             self._reported = True
         if self._events is not None:
             self._events.add(_flat(line), line["step"])
+
+    def _shorten(self, after: int) -> None:
+        lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
+        write_atomically(self.path, "".join(line + "\n" for line in lines))
 
     def close(self) -> None:
         """Flush and close the files; an event writer that blocks delays this by at most `CLOSE_S`."""

@@ -57,6 +57,7 @@ class RunFolder:
     Raises:
         RecipeError: The folder contains a run of another recipe.
         OutputError: The folder cannot be written, or another process is training in it.
+        OutOfResources: The disk is full.
     """
 
     def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
@@ -65,6 +66,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.plots = path / "plots"
         self._lock: int | None = None
+        self._recorded = False  # True: this start is in environment.json
         self._check_same(recorded)
         if not writes:
             return
@@ -79,11 +81,14 @@ class RunFolder:
             holder = lock_holder(self._lock)
             self.close()
             raise OutputError(f"{path}: {holder} trains in this folder; wait for it, or choose another") from problem
-        write_atomically(
-            path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
-        )
-        for folder in (path, self.checkpoints):  # of which this process has the lock
-            staging.sweep(folder, exclusive=True)
+        try:
+            text = yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
+            write_atomically(path / "recipe.yaml", text)
+            for folder in (path, self.checkpoints):  # of which this process has the lock
+                staging.sweep(folder, exclusive=True)
+        except BaseException:
+            self.close()
+            raise
 
     def newest(self) -> Path | None:
         """Checkpoint to resume from; a warning names newer ones that are damaged.
@@ -106,7 +111,11 @@ class RunFolder:
         return valid
 
     def record_start(self, facts: Mapping[str, Any], step: int) -> None:
-        """Add this start to environment.json."""
+        """Add this start to environment.json.
+
+        Raises:
+            OutOfResources, OutputError: The file cannot be written.
+        """
         path = self.path / "environment.json"
         try:
             starts = json.loads(path.read_text("utf-8"))["starts"]
@@ -114,9 +123,16 @@ class RunFolder:
             starts = []
         starts.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step, **facts})
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
+        self._recorded = True
 
     def record_end(self, step: int, cpu_seconds: float) -> None:
-        """Add the cost of this start to environment.json; a start that was killed has no such entry."""
+        """Add the cost of this start to environment.json, if the start is recorded; a killed start has no such entry.
+
+        Raises:
+            OutOfResources, OutputError: The file cannot be written.
+        """
+        if not self._recorded:
+            return
         path = self.path / "environment.json"
         starts = json.loads(path.read_text("utf-8"))["starts"]
         starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}

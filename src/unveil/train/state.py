@@ -50,8 +50,10 @@ def save(module: TrainingModule, sums: Mapping[str, Any], parent: Path, *, items
         "ema_updates": module.average.updates,
         "skipped": module.skipped,
         "skipped_in_a_row": module.in_a_row,
+        "rolled_back": module.rolled_back,
         **sums,
         "items": items,
+        "grad_accum_steps": module.config.grad_accum_steps,
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }
     learner = module.learner
@@ -60,6 +62,27 @@ def save(module: TrainingModule, sums: Mapping[str, Any], parent: Path, *, items
     folder = parent / checkpoint_store.step_name(module.step)
     checkpoint_store.save(folder, files, kind="training", step=module.step, replace=True)
     return folder
+
+
+def last_good(parent: Path) -> Path | None:
+    """Return the newest valid checkpoint that was not saved after a skipped step, or None."""
+    for folder in checkpoint_store.checkpoints(parent):
+        try:
+            if checkpoint_store.read_json(folder / VALUES).get("skipped_in_a_row") == 0:
+                checkpoint_store.verify(folder)
+                return folder
+        except WeightsError:
+            continue
+    return None
+
+
+def parts_of(folder: Path) -> int:
+    """Return the number of parts of a step when a checkpoint was saved; 1 if it is not recorded.
+
+    Raises:
+        WeightsError: The state is damaged.
+    """
+    return int(checkpoint_store.read_json(folder / VALUES).get("grad_accum_steps", 1))
 
 
 class TrainingState:
@@ -84,7 +107,25 @@ class TrainingState:
         module.step = self.step
         module.skipped = int(self.values["skipped"])
         module.in_a_row = int(self.values["skipped_in_a_row"])
+        module.rolled_back = int(self.values.get("rolled_back", 0))  # earlier versions did not roll back
         module.learner.restore(self.tensors)
+        self._into_auxiliary(module)
+
+    def roll_back(self, module: TrainingModule) -> None:
+        """Restore weights, averages, moments and loss scale in a training that goes on with its next step.
+
+        The order of the data and the statistics of the timestep sampling continue, so that the next steps have other
+        examples than those that failed.
+        """
+        assert module.optimizer is not None
+        module.learner.load(module.model, self.folder, "trained")
+        self._into_auxiliary(module)
+        module.optimizer.state.clear()
+        self.into_training(module)
+        module.in_a_row = 0
+        module.rolled_back += 1
+
+    def _into_auxiliary(self, module: TrainingModule) -> None:
         auxiliary = {k.removeprefix(AUXILIARY): v for k, v in self.tensors.items() if k.startswith(AUXILIARY)}
         if auxiliary.keys() != module.auxiliary.state_dict().keys():
             raise WeightsError(f"{self.folder / TENSORS}: holds another discriminator; use another checkpoint")

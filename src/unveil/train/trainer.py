@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ import torch
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.prediction import fixed_small
-from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError
+from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError, out_of_memory
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
@@ -30,7 +31,7 @@ from unveil.train.batch_preparation import shape_of
 from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, TokenBudget, check_items
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.learner import Learner
-from unveil.train.metrics_logger import duration, log
+from unveil.train.metrics_logger import duration, guarded, log
 from unveil.train.precision import resolve_precision
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
@@ -121,10 +122,7 @@ def learn(
         learner.compile()
     folder = RunFolder(Path(run), recorded, writes=rank == 0)
     try:
-        job = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps)
-        newest = folder.newest()
-        if newest is None or checkpoint_store.read_manifest(newest).step < config.steps:
-            newest = job.train(newest)
+        newest = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps).finish()
         learner.load(learner.model, newest, "ema")
         learner.model.eval()
     finally:
@@ -178,6 +176,52 @@ class _Job:
     world: int
     steps: BatchPlan
 
+    def finish(self) -> Path:
+        """Train to the last step, in smaller parts of a step each time that memory runs out; return the checkpoint.
+
+        Raises:
+            MemoryExhausted: Memory runs out with the smallest parts, or in one of several processes.
+        """
+        from unveil.train.state import parts_of
+
+        job, device, last = self, self.learner.device, self.config.steps
+        while (newest := self.folder.newest()) is None or checkpoint_store.read_manifest(newest).step < last:
+            if newest is not None and self.world == 1:
+                job = job.in_parts(max(job.config.grad_accum_steps, parts_of(newest))) or job
+            try:
+                return job.train(newest)
+            except MemoryExhausted as problem:
+                smaller = job.in_parts(2 * job.config.grad_accum_steps)
+                if smaller is None or not problem.can_continue:
+                    raise
+                job = smaller
+                log.warning(
+                    "%s: out of memory at step %d; goes on with train.grad_accum_steps = %d, the same batch in smaller "
+                    "parts", self.folder.path, problem.step, job.config.grad_accum_steps,
+                )  # fmt: skip
+            # Behind the except, whose traceback would keep what was computed.
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.learner.model.to(device)  # Lightning has moved it to the CPU
+            self.learner.auxiliary.to(device)
+        return newest
+
+    def in_parts(self, at_least: int) -> _Job | None:
+        """Return the job with this number of parts of a step, or the next that is possible; None: there is none."""
+        if isinstance(self.steps, TokenBudget):
+            try:
+                self.steps.split(at_least)
+            except RecipeError:
+                return None
+            parts: int | None = at_least
+        else:
+            batch = self.config.batch_size
+            parts = next((parts for parts in range(at_least, batch + 1) if batch % parts == 0), None)
+        if parts is None:
+            return None
+        return replace(self, config=self.config.model_copy(update={"grad_accum_steps": parts}))
+
     def train(self, newest: Path | None) -> Path:
         """Train from a checkpoint, or from the start, to the last step; return the last checkpoint."""
         config, learner = self.config, self.learner
@@ -195,7 +239,7 @@ class _Job:
                 _check_items_left(watch.saved.values["items"], len(self.dataset))
             begun = cpu_seconds()
             if self.rank == 0:
-                self.folder.record_start(environment(self._facts()), module.step)
+                guarded("environment.json", lambda: self.folder.record_start(environment(self._facts()), module.step))
                 self._show_on(watch, stop)
             examples = learner.dataset(self.dataset, config)
             trainer = _trainer(
@@ -204,6 +248,9 @@ class _Job:
             try:
                 with _explained_by_peers(watch):
                     _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
+            except MemoryExhausted as problem:
+                problem.can_continue = self.world == 1 and watch.keep_state(module)
+                raise
             finally:
                 watch.close()
                 if self.rank == 0:
@@ -217,6 +264,7 @@ class _Job:
             "precision": self.precision,
             "processes": self.world,
             "items": len(self.dataset),
+            "grad_accum_steps": self.config.grad_accum_steps,
         }
 
     def _show_on(self, watch: TrainingCallback, stop: Stop) -> None:
@@ -248,7 +296,7 @@ class _Job:
             shown = sorted(self.folder.samples.glob("step_*.png"))
             image = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
             about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{image}"
-            write_atomically(path / "card.md", self.learner.card(about))
+            guarded("card.md", lambda: write_atomically(path / "card.md", self.learner.card(about)))
         return self.folder.checkpoints / checkpoint_store.step_name(step)
 
 
@@ -273,13 +321,30 @@ def _explained_by_peers(watch: TrainingCallback) -> Iterator[None]:
         watch.peers.close()
 
 
+class MemoryExhausted(OutOfResources):
+    """Memory ran out in a training.
+
+    Attributes:
+        step: Number of complete steps.
+        can_continue: True if the weights of the last complete step, or those of an earlier checkpoint, are there.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step, self.can_continue = step, False
+
+
 def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
     try:
         trainer.fit(module, datamodule=data)
-    except torch.OutOfMemoryError as problem:
-        more = 2 * module.config.grad_accum_steps
-        raise OutOfResources(
-            f"out of memory ({problem}); set train.grad_accum_steps to {more}: the same batch in smaller parts"
+    except (RuntimeError, MemoryError) as problem:
+        if isinstance(problem, Error) or not out_of_memory(problem):
+            raise
+        config = module.config
+        more = f"set train.grad_accum_steps to {2 * config.grad_accum_steps}: the same batch in smaller parts; or "
+        more = "" if config.tokens is None and config.grad_accum_steps == config.batch_size else more
+        raise MemoryExhausted(
+            f"out of memory ({problem}); {more}use train.precision bf16, or a smaller model", module.step
         ) from problem
     except SystemExit:  # Lightning's own answer to a SIGTERM that came before our handler was back in place
         if all(getattr(callback, "ended", None) is None for callback in cast(Any, trainer).callbacks):

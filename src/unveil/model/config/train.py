@@ -37,7 +37,8 @@ class TrainConfig(Section):
         save_every: Number of steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
         max_minutes: Wall time in minutes after which training stops early; it can be resumed.
-        nonfinite_limit: Maximum number of consecutive non-finite steps; one more ends the run.
+        nonfinite_limit: Maximum number of consecutive non-finite steps. One more returns to the last good checkpoint,
+            once in a run, or ends the run.
     """
 
     batch_size: int = Field(default=64, ge=1, le=1 << 20)

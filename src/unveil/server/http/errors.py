@@ -16,6 +16,7 @@ from unveil.errors import (
     RecipeError,
     ShapeError,
     WeightsError,
+    out_of_memory,
 )
 from unveil.server.jobs.job_types import AdminRequired, JobTooLarge
 from unveil.server.jobs.owners import QuotaExceeded, TooManyFiles
@@ -72,6 +73,8 @@ class HttpProblem(Exception):
 def http_problem(error: Error) -> HttpProblem:
     """Convert an error of the library into an HTTP error."""
     status, code = next(((status, code) for kind, status, code in _KINDS if isinstance(error, kind)), (400, "failed"))
+    if code == "out_of_resources" and out_of_memory(error):  # which a smaller request does not need; a disk stays full
+        status, code = 503, "out_of_memory"
     headers: dict[str, str] = {}
     if isinstance(error, QueueFull):
         headers["retry-after"] = str(max(1, math.ceil(error.seconds)))

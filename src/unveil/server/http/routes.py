@@ -17,9 +17,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
-from unveil.errors import DataError, RecipeError
+from unveil.errors import DataError, OutOfResources, RecipeError
 from unveil.server.http import schema
-from unveil.server.http.errors import HttpProblem
+from unveil.server.http.errors import HttpProblem, http_problem
 from unveil.server.http.forms import read_form, read_json
 from unveil.server.http.openapi import form_body, json_body
 from unveil.server.jobs.catalog import ModelInfo, model_info
@@ -277,17 +277,18 @@ async def _respond(body: schema.ImagesBody, job: Job, context: RequestContext) -
     return await run_in_threadpool(schema.images_response, context.service, job, context.request, form)
 
 
-_STATUS: Mapping[ErrorSource, tuple[int, str]] = {
-    "request": (400, "invalid_value"), "resources": (507, "out_of_resources"), "server": (500, "failed")
-}  # fmt: skip
+_STATUS: Mapping[ErrorSource, tuple[int, str]] = {"request": (400, "invalid_value"), "server": (500, "failed")}
 
 
 def job_error(job: Job) -> HttpProblem:
     """Return the error of a job without outputs."""
     if job.state == "cancelled":
         return HttpProblem(409, f"{job.id}: was cancelled", "cancelled")
+    text = job.error or "failed"
+    if job.error_source == "resources":
+        return http_problem(OutOfResources(text))
     status, code = _STATUS[job.error_source or "server"]
-    return HttpProblem(status, job.error or "failed", code)
+    return HttpProblem(status, text, code)
 
 
 # -- videos -------------------------------------------------------------------------------------------------------

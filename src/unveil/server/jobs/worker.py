@@ -223,7 +223,10 @@ class Worker:
 
 
 def _release_memory() -> None:
-    """Return freed memory to the system, on Linux with glibc: its allocator keeps more of it with each job."""
+    """Return freed memory to the system: that of graphics cards, and that of glibc, which keeps more with each job."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError, TypeError):  # no such function in the C library, or no C library
         ctypes.CDLL(None).malloc_trim(0)
 
