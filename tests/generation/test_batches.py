@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.generation.tiny import drawn, random_images, tiny
+from unveil.conditioning.batching import in_batches
 from unveil.errors import OutOfResources
-from unveil.generation.batches import in_batches
 from unveil.generation.generate import Request, generate
 from unveil.generation.invert import invert
 from unveil.model import Model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.guidance_classifier import GuidanceClassifier
+from unveil.conditioning.batching import in_batches
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers import SamplingProgress
@@ -18,7 +19,6 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.core.samplers.loop import SamplingRun
 from unveil.data.preprocessors.segmentation import resize_control_image
 from unveil.errors import DataError, RecipeError, ShapeError, WeightsError, did_you_mean
-from unveil.generation.batches import in_batches
 from unveil.io.images import to_pixels, to_unit
 from unveil.model import Model, RunTransform, checkpoint_store
 from unveil.model.config import SampleConfig

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.conditioning.batching import in_batches
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
 from unveil.errors import DataError
-from unveil.generation.batches import in_batches
 from unveil.generation.generate import (
     DTYPES,
     OnStep,
