@@ -125,11 +125,13 @@ class AsyncService:
         """Wait for a job; if the client disconnects, the job is cancelled.
 
         Raises:
-            HttpProblem: The client has disconnected.
+            HttpProblem: The client has disconnected, or the server ends.
         """
         start = looked = time.monotonic()
         while (job := self.get(id, owner)).state not in ENDED:
             now = time.monotonic()
+            if now > request.scope["state"].get("ends", now):  # set by the connection
+                raise HttpProblem(503, f"the server ends; job {id} is continued when it is started again", "ends")
             if now - looked > 0.5:
                 looked = now
                 if await request.is_disconnected():
