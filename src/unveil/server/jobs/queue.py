@@ -321,6 +321,15 @@ class Queue:
                 before += pace.seconds(job)
         return {job.id: positions[job.id] for job in ordered if job.id in positions}
 
+    def next_jobs(self, new: Job) -> list[Job]:
+        """Return the queued jobs in the order in which they will start, with a job that may not be submitted yet."""
+        queued = [job for job in self.jobs("queued") if job.id != new.id]
+        return fair_order([*queued, new], job_table.last_turns(self._table))
+
+    def completed(self) -> list[Job]:
+        """Return the most recently completed jobs in the order of their ends."""
+        return job_table.latest(self._table, RECENT)
+
     def close(self) -> None:
         """Close this thread's connection."""
         table: sqlite3.Connection | None = getattr(self._own, "table", None)
