@@ -45,7 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def opened(stack: ExitStack, port: int, sent: str) -> socket.socket:
     """A connection with a small buffer, on which a request was sent."""
     line = stack.enter_context(socket.socket())
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     line.settimeout(10)
     line.connect(("127.0.0.1", port))
     line.sendall(sent.encode())

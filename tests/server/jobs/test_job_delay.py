@@ -37,7 +37,7 @@ def test_the_duration_of_a_training_is_estimated_from_its_steps(queue: Queue):
     assert delay is not None
     assert delay.seconds == pytest.approx(10_000)
     assert "(about 2 h 46 min)" in delay.warning
-    assert job_delay(NEW._replace(request=DIGITS | {"settings": {"train.steps": 20}}), queue, LANES, 1) is None
+    assert job_delay(NEW._replace(request=DIGITS | {"settings": {"train.steps": 20, "train.warmup": 0}}), queue, LANES, 1) is None
     # without a recipe, the earlier ones took 350 s in the median
     assert job_delay(Job("", "train", {}), queue, LANES, 1) == JobDelay(pytest.approx(350), 0, False)
     assert job_delay(Job("", "train", {"recipe": "ddpm-digits", "settings": {"train.steps": "x"}}), queue, LANES, 1)
@@ -80,9 +80,9 @@ def test_the_response_to_a_submission_has_the_warning(tmp_path: Path):
         image = {"kind": "sample", "request": {"prompt": "a ring"}}
         assert started.ask("POST", "/v1/jobs", image).json["warnings"] == []
         started.service.queue.restore([completed("video-generate", 600.0), completed("sample", 600.0)])
-        large = {"prompt": "a ring", "seed": 1, "n": 64, "steps": 1000, "wait": False}
+        large = {"prompt": "a ring", "seed": 1, "n": 64, "steps": 1000, "size": "64x64", "wait": False}
         answer = started.ask("POST", "/v1/images/generations", large)
         assert answer.status == 202
         assert "wait until this one ends" in answer.json["warnings"][0]
-        video = {"prompt": "a ring moves", "steps": 2000}
+        video = {"prompt": "a ring moves", "steps": 2000, "size": "64x64"}
         assert "wait until this one ends" in started.ask("POST", "/v1/videos", video).json["warnings"][0]

@@ -9,11 +9,14 @@ only the addresses that trusted proxies added are believed.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ipaddress
 import json
 import re
 import socket
 import struct
+import sys
+import termios
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -403,16 +406,21 @@ class IdleTimeoutProtocol(H11Protocol):
         if not self.transport.is_closing():
             self.transport.close()
 
+    def _left(self) -> int:
+        """Return the bytes of responses that the client has not received."""
+        line: socket.socket | None = self.transport.get_extra_info("socket")
+        return self.transport.get_write_buffer_size() + (0 if line is None else _unsent(line))
+
     def _watch_reader(self) -> None:
         if self._reader is None:
-            self._unread = self.transport.get_write_buffer_size()
+            self._unread = self._left()
             self._reader = self.loop.call_later(self._pool.limits.reader_seconds, self._check_reader)
 
     def _check_reader(self) -> None:
         """Close the connection of a client that has read too little since the last check."""
         self._reader = None
-        left = self.transport.get_write_buffer_size()
-        if not left:
+        left = self._left()
+        if not self.transport.get_write_buffer_size():
             return
         if self._unread is not None and self._unread - left < READER_BYTES:
             # closing it would wait until all is read, and without the option the system would still send its buffer
@@ -422,6 +430,16 @@ class IdleTimeoutProtocol(H11Protocol):
             self.transport.abort()
         else:
             self._watch_reader()
+
+
+def _unsent(line: socket.socket) -> int:
+    """Return the bytes in the send buffer of the system, which may not change the buffer behind it for a long time."""
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(line.fileno(), termios.TIOCOUTQ, size)
+    except (OSError, ValueError):  # not supported, or closed
+        return 0
+    return int.from_bytes(size, sys.byteorder)
 
 
 # ------------------------------------------------------------------------------------ clients of trusted proxies
