@@ -97,4 +97,6 @@ def test_the_warning_that_others_wait_has_both_languages():
     html = job_html.delay_html(JobDelay(7300.0, 3, False), Translator("zh"))
     assert "其他耗时的任务（例如训练和评估）要等它结束。 它大约需要 2 h 1 min。 有 3 个排队的任务在它之后开始。" in html
     html = job_html.delay_html(JobDelay(None, 0, True), Translator("en"))
-    assert "All other jobs, also images and videos, wait until this one ends. How long it takes is not known yet." in html
+    assert (
+        "All other jobs, also images and videos, wait until this one ends. How long it takes is not known yet." in html
+    )

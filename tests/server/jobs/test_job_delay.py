@@ -19,9 +19,7 @@ NEW = Job("", "train", DIGITS)
 def completed(kind: str, seconds: float, steps: int = 0, cost: float = 1.0) -> Job:
     """A completed job that took this time."""
     ended = time.time()
-    return Job(
-        f"{kind}{seconds}", kind, {}, "", cost, "completed", ended, ended - seconds, ended, 1, "w", steps, steps
-    )
+    return Job(f"{kind}{seconds}", kind, {}, "", cost, "completed", ended, ended - seconds, ended, 1, "w", steps, steps)
 
 
 def test_a_training_of_unknown_duration_has_a_warning(queue: Queue):
@@ -37,7 +35,10 @@ def test_the_duration_of_a_training_is_estimated_from_its_steps(queue: Queue):
     assert delay is not None
     assert delay.seconds == pytest.approx(10_000)
     assert "(about 2 h 46 min)" in delay.warning
-    assert job_delay(NEW._replace(request=DIGITS | {"settings": {"train.steps": 20, "train.warmup": 0}}), queue, LANES, 1) is None
+    assert (
+        job_delay(NEW._replace(request=DIGITS | {"settings": {"train.steps": 20, "train.warmup": 0}}), queue, LANES, 1)
+        is None
+    )
     # without a recipe, the earlier ones took 350 s in the median
     assert job_delay(Job("", "train", {}), queue, LANES, 1) == JobDelay(pytest.approx(350), 0, False)
     assert job_delay(Job("", "train", {"recipe": "ddpm-digits", "settings": {"train.steps": "x"}}), queue, LANES, 1)
