@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.release,
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="processes are looked at through /proc"),
 ]
-STEPS = 300
+STEPS = 150
 CHANGES = {"train.steps": STEPS, "train.save_every": 10, "train.sample_every": 0}
 
 
@@ -48,10 +48,10 @@ def test_a_training_goes_on_to_the_bit_after_a_restart_of_the_server(tmp_path: P
         assert server.process.wait(150) == (143 if number == signal.SIGTERM else -number)
         server.kill()
         server = Served(folder)
-        ended = server.until(job["id"], "completed", "failed")
+        ended = server.until(job["id"], "completed", "failed", seconds=600)
         assert (ended["status"], ended["attempts"]) == ("completed", 1), ended["error"]
         whole = server.ask("POST", "/v1/jobs", training("whole"))[1]
-        assert server.until(whole["id"], "completed", "failed")["status"] == "completed"
+        assert server.until(whole["id"], "completed", "failed", seconds=600)["status"] == "completed"
     finally:
         server.kill()
     starts = json.loads((run / "environment.json").read_text())["starts"]
