@@ -103,7 +103,7 @@ def test_the_same_command_resumes_and_another_recipe_does_not(cli: Cli, run: Pat
 @pytest.mark.release
 def test_a_command_that_is_signalled_saves_and_goes_on_to_the_bit(tmp_path: Path):
     """Real commands: interrupted, terminated, and then completed; the other one is not stopped."""
-    command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", "--quick", "train.steps=150"]
+    command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", "--quick", "train.steps=40"]
     command += ["train.save_every=0", "train.sample_every=0", "--output-dir"]
     run, whole = tmp_path / "stopped", tmp_path / "whole"
     log, lines = run / "metrics.jsonl", 0
