@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from tests.cli.conftest import CHANGES, Cli, tree
+from tests.train.test_processes import assert_same_end
+from unveil.model import checkpoint_store
 from unveil.model.config import load_recipe
 
 TINY = [
@@ -95,6 +97,35 @@ def test_the_same_command_resumes_and_another_recipe_does_not(cli: Cli, run: Pat
     assert other.code == 2
     assert "train.lr: 0.002 there, 0.0001 now" in other.err
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["lr"] == 0.002
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_a_command_that_is_signalled_saves_and_goes_on_to_the_bit(tmp_path: Path):
+    """Real commands: interrupted, terminated, and then completed; the other one is not stopped."""
+    command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", "--quick", "train.steps=40"]
+    command += ["train.save_every=0", "train.sample_every=0", "--output-dir"]
+    run, whole = tmp_path / "stopped", tmp_path / "whole"
+    log, lines = run / "metrics.jsonl", 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with (tmp_path / "stderr.txt").open("w+") as stderr:
+            running = subprocess.Popen([*command, run], stderr=stderr, stdout=subprocess.DEVNULL)
+            while running.poll() is None and (not log.exists() or log.read_text().count("\n") < lines + 5):
+                time.sleep(0.01)
+            begun = time.monotonic()
+            running.send_signal(number)
+            running.wait(120)
+            took = time.monotonic() - begun
+            stderr.seek(0)
+            err = stderr.read()
+        assert running.returncode == code, err
+        assert took < 30
+        assert "Traceback" not in err
+        assert checkpoint_store.latest_valid(run / "checkpoints") is not None
+        lines = log.read_text().count("\n")
+    for place in (run, whole):
+        assert subprocess.run([*command, place], capture_output=True).returncode == 0
+    assert_same_end(run, whole)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ pytest.importorskip("markupsafe")
 
 import unveil
 from unveil.errors import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
+from unveil.server.jobs.job_delay import JobDelay
 from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio import job_html
@@ -89,3 +90,11 @@ def test_the_error_of_a_job_begins_with_its_source():
         failure_text(failed, Translator("zh")) == "no such model"
     )  # a job of an earlier version without an error source
     assert failure_text(failed._replace(error=None), Translator("zh")) == ""
+
+
+def test_the_warning_that_others_wait_has_both_languages():
+    assert job_html.delay_html(None, Translator("zh")) == ""
+    html = job_html.delay_html(JobDelay(7300.0, 3, False), Translator("zh"))
+    assert "要等它结束。 它大约需要 2 h 1 min。 有 3 个排队的任务在它之后开始。" in html
+    html = job_html.delay_html(JobDelay(None, 0, True), Translator("en"))
+    assert "also images and videos, wait until this one ends. How long it takes is not known yet." in html

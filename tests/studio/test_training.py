@@ -49,6 +49,7 @@ def test_a_model_is_trained_on_a_folder_sampled_and_evaluated(page: Any, studio:
 
     assert page.locator("#train-recipe input").input_value() == "own-images"
     page.get_by_label("Smoke test (the recipe's small form)").check()
+    page.locator("#train-delay .message").get_by_text("wait until this one ends").wait_for()  # before it starts
     page.get_by_label("Run name").fill("squares")
     page.get_by_label("Recipe overrides, one per line").fill(CHANGES)
     page.get_by_role("button", name="Start or resume training").click()

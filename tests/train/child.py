@@ -1,6 +1,7 @@
 """Runs of the tiny model in processes of their own: `python -m tests.train.child FOLDER` prints one JSON object.
 
 `python -m tests.train.child FOLDER TRIALS` kills one of four processes at a random moment in each trial.
+`python -m tests.train.child FOLDER twice` sends a run Ctrl-C twice.
 
 One process imports everything, and each run is a fork of it: importing Lightning takes longer than all the runs.
 """
@@ -231,6 +232,8 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         torch.set_num_threads(1)
-        print(json.dumps(random_kills(Path(sys.argv[1]), int(sys.argv[2]))))
+        place, what = Path(sys.argv[1]), sys.argv[2]
+        twice = what == "twice"
+        print(json.dumps(signalled(place, what, signal.SIGINT, times=2) if twice else random_kills(place, int(what))))
     else:
         main(Path(sys.argv[1]))

@@ -65,6 +65,13 @@ def test_a_second_ctrl_c_leaves_at_once(ended, folder):
         checkpoint_store.verify(checkpoint)  # whatever it was doing, what is there is whole
 
 
+@pytest.mark.timed
+def test_a_second_ctrl_c_leaves_within_a_second(tmp_path):
+    found = child(tmp_path, "twice")
+    assert found["code"] == 130
+    assert found["seconds"] < 1
+
+
 def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
     assert ended["one"] == [0]
     assert ended["two"] == [0, 0]

@@ -50,7 +50,7 @@ def tensors(run: Path, step: int = 12) -> dict[str, torch.Tensor]:
 def losses(run: Path) -> list[tuple[int, str, list[str | None]]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     hexes = lambda numbers: [None if n is None else n.hex() for n in numbers]  # noqa: E731
-    return [(line["step"], line["loss"].hex(), hexes(line["loss_by_t"])) for line in lines]
+    return [(line["step"], line["loss"].hex(), hexes(line["loss_by_t"])) for line in lines if "loss" in line]
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -87,6 +87,38 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(uninterrupted, tmp_pat
     )
     tiny.fit(run, objective=objective(), num_workers=2 - workers)
     assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize(("during", "calls"), [("samples", 2), ("validation", 1)])
+def test_interrupted_between_steps_it_ends_the_same_to_the_bit(uninterrupted, tmp_path, monkeypatch, during, calls):
+    """At the second step of the samples, the rest of which is left out, and as the held-out loss is measured."""
+    run, seen = tmp_path / "run", list[Any]()
+
+    def fit() -> Path:
+        config = tiny.config(sample_every=6, validate_every=6)
+        held_out = tiny.Images(9)
+        return train.fit(tiny.model(), tiny.Images(), objective=objective(), config=config, run=run, held_out=held_out)
+
+    where, name = (callbacks.Samples, "_check") if during == "samples" else (callbacks.ValidationLoss, "by_level")
+    call = getattr(where, name)
+
+    def signalled(self: Any, *given: Any) -> Any:
+        seen.append(given)
+        if len(seen) == calls:
+            signal.raise_signal(signal.SIGTERM)
+        return call(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, signalled)
+        with pytest.raises(Cancelled) as stopped:
+            fit()
+    assert stopped.value.exit_code == 143
+    assert len(seen) == calls
+    assert list((run / "samples").glob("*")) == []
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(7)
+    fit()
+    assert_same(run, uninterrupted)
+    assert len(list((run / "samples").glob("*.png"))) == 1
 
 
 def test_killed_after_its_last_checkpoint_it_repeats_the_steps_that_were_lost(uninterrupted, tmp_path):

@@ -94,6 +94,14 @@ class Serve(Task):
             flags=["--trusted-proxy"],
         ),
     ] = ()
+    reader_seconds: Annotated[
+        float,
+        info(
+            "Time in which a client must read 32 KiB of a response, or the rest of it; later it is disconnected.",
+            unit="s",
+            gt=0,
+        ),
+    ] = 60.0
 
     single_lane: Annotated[
         bool, info("Run one job at a time on each device, so that images and videos wait for a training.")
@@ -113,7 +121,7 @@ class Serve(Task):
         server = import_extra(self.module, command, self.extra)
         Quota = import_extra("unveil.server.jobs.owners", command, self.extra).Quota
         limits = import_extra("unveil.server.http.connection", command, self.extra).ConnectionLimits(
-            self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies)
+            self.max_connections, self.max_connections_per_address, tuple(self.trusted_proxies), self.reader_seconds
         )
         state_dir, api_keys = (None if path is None else Path(path) for path in (self.state_dir, self.api_keys))
         options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(

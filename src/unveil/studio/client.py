@@ -12,6 +12,7 @@ from PIL import Image
 
 from unveil.errors import DataError, RecipeError
 from unveil.server.jobs.catalog import Catalog, model_info
+from unveil.server.jobs.job_delay import JobDelay
 from unveil.server.jobs.job_table import ENDED, Job
 from unveil.server.jobs.outputs import MAX_BYTES, UploadedFile, UploadStore
 from unveil.server.jobs.queue import QueuePosition
@@ -88,6 +89,10 @@ class StudioClient:
         """
         cost = self.service.cost(kind, request, owner, self.budget)
         return self.service.submit(kind, request, owner, cost)
+
+    def delay(self, kind: str, request: Mapping[str, Any], owner: Owner) -> JobDelay | None:
+        """Estimate for how long a job that is not yet submitted would keep others waiting; None for short jobs."""
+        return self.service.delay(Job("", kind, dict(request), owner))
 
     def store_upload(self, path: str | None) -> UploadedFile | None:
         """Store a file of the page as an upload, to which requests can refer; None without a file.

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from unveil.io.console import duration
+from unveil.server.jobs.job_delay import JobDelay
 from unveil.server.jobs.job_table import ENDED, Job
 from unveil.server.jobs.outputs import COVER, STRIP, image_files, video_file
 from unveil.server.jobs.queue import QueuePosition
@@ -166,6 +167,22 @@ def _video(job: Job, tr: Translator) -> Markup:
 def warnings_html(job: Job) -> Markup:
     """Return the messages of a job."""
     return Markup("").join(Markup('<p class="message">{}</p>').format(safe_text(line)) for line in job.messages)
+
+
+def delay_html(delay: JobDelay | None, tr: Translator) -> Markup:
+    """Return the warning before the start of a job for which others wait."""
+    if delay is None:
+        return Markup("")
+    if delay.is_shared:
+        who = tr("All other jobs, also images and videos, wait until this one ends.")
+    else:
+        who = tr("Other long jobs, such as trainings and evaluations, wait until this one ends.")
+    if delay.seconds is None:
+        took = tr("How long it takes is not known yet.")
+    else:
+        took = tr("It takes about {time}.", time=duration(delay.seconds))
+    after = tr("{count} queued jobs start after it.", count=delay.after) if delay.after else ""
+    return Markup('<p class="message">{}</p>').format(safe_text(" ".join(filter(None, (who, took, after)))))
 
 
 def status_html(job: Job | None, place: QueuePosition | None, preview: bool, tr: Translator) -> Markup:

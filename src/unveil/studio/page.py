@@ -123,6 +123,8 @@ class Page:
         """Refresh the lists of a tab each time that it is selected."""
         for tab in self.with_names:
             tab.on(tabs[tab.name].select, lambda owner, tab=tab: tab.refreshed(), [], tab.named)
+        train = self.train
+        train.on(tabs["train"].select, train.delayed, [*train.fields.values()], [train.delay], by_user=False)
         self.evaluate.on(tabs["evaluate"].select, self.evaluate.reports, [], self.evaluate.listed)
         self.models.on(tabs["models"].select, self.models.look, [], [self.models.table])
         gallery, queue = self.gallery, self.queue

@@ -145,7 +145,9 @@ def server(
     app = app if before is None else before(app, rules)
     lifespan: Any = "off" if extend is None else "on"
     protocol = partial(IdleTimeoutProtocol, pool=ConnectionPool(connections))
-    config = uvicorn.Config(app, http=protocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        app, http=protocol, lifespan=lifespan, log_config=None, access_log=False, timeout_graceful_shutdown=5
+    )  # type: ignore[arg-type]
     running = uvicorn.Server(config)
     done = work if work is not None else dict.fromkeys(task_kinds(), quick)
     over = threading.Event()

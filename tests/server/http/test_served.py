@@ -66,8 +66,8 @@ class Served:
         finally:
             line.close()
 
-    def until(self, id: str, *states: str) -> dict[str, Any]:
-        end = time.monotonic() + 120
+    def until(self, id: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+        end = time.monotonic() + seconds
         while (job := self.ask("GET", f"/v1/jobs/{id}")[1])["status"] not in states:
             assert time.monotonic() < end, job
             time.sleep(0.05)

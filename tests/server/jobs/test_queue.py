@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.errors import DataError, OutputError, QueueFull, RecipeError
+from unveil.errors import DataError, OutOfResources, OutputError, QueueFull, RecipeError
 from unveil.server.jobs import job_table
 from unveil.server.jobs.job_table import Job, Lane, PageQuery, QueueLimits
 from unveil.server.jobs.queue import FILE, Queue
@@ -88,6 +88,19 @@ def test_an_idle_worker_does_not_wait_for_writers(queue):
         assert queue.claim("w") is None
         assert time.monotonic() - begun < 5  # a change waits for ten seconds
         other.execute("ROLLBACK")
+
+
+def test_a_database_that_another_program_keeps_locked_is_reported_and_usable_afterwards(queue, monkeypatch):
+    monkeypatch.setattr(job_table, "_BUSY_S", 0.2)
+    with sqlite3.connect(queue.file, isolation_level=None) as other:
+        queue.close()  # the next connection has the short time
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutOfResources, match=r"jobs\.sqlite3: another program keeps it locked; end that one"):
+            put(queue, "a")
+        assert queue.jobs() == []  # what only reads does not wait
+        other.execute("ROLLBACK")
+    put(queue, "a")
+    assert taken(queue, 1) == ["a"]
 
 
 def test_owners_take_turns(queue):

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -88,6 +91,66 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="choose another folder"), folder_lock(tmp_path / "file" / "x", "here"):
         pass
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Make the user of this process one without the rights of root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("has_jobs", [False, True])
+def test_a_folder_that_is_read_only_is_refused_and_unchanged(has_jobs: bool):
+    with TemporaryDirectory() as top:
+        folder = Path(top) / "service"
+        with serving(folder, "here", ()) as service:
+            if has_jobs:
+                service.submit("slow", {})
+        if not has_jobs:
+            service.queue.file.unlink()
+            (folder / ".server").unlink()
+        before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        for path in (*folder.rglob("*"), folder, Path(top)):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with without_rights():
+            for use in (lambda: serving(folder, "here", ()).__enter__(), lambda: Queue(folder)):
+                with pytest.raises(OutputError, match=rf"{folder}.*cannot be written.*choose another folder"):
+                    use()
+        assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+        for path in (Path(top), folder):
+            path.chmod(0o700)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.release)])
+def test_a_job_that_is_reported_as_completed_has_its_file_whenever_its_worker_is_killed(tmp_path: Path, kills: int):
+    """The worker is killed as soon as one more job is reported, when it does the next one."""
+    queue, results = Queue(tmp_path, QueueLimits(100, 100)), JobOutputs(tmp_path / MADE)
+    ids = [put(queue, f"job {number}", steps=1) for number in range(2 * kills)]
+    reported = 0
+    for number in range(kills):
+        command = [sys.executable, "-c", WORK, str(tmp_path), f"w{number}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+            until(lambda seen=reported: queue.counts()["completed"] > seen)
+            worker.kill()
+        completed = queue.jobs("completed")
+        for job in completed:
+            record = results.read(job.id)
+            assert record is not None
+            assert record.outputs == job.outputs == ("0.txt",)
+            assert results.file(job.id, "0.txt").read_text() == job.request["word"]
+        reported = len(completed)
+        if reported == len(ids):  # the worker was faster than this test
+            break
+        queue.reclaim(f"w{number}", counts=False)
+    assert reported >= min(kills, len(ids))
+    queue.close()
 
 
 # over HTTP it is tried in every run

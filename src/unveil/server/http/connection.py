@@ -1,4 +1,4 @@
-"""HTTP connections: bounded heads, a time limit for each head, and bodies that are parsed in small parts.
+"""HTTP connections: bounded heads, time limits for heads and for clients that do not read, and bodies in small parts.
 
 The heads are checked before they are parsed, since a request has no key until then. Connections are counted by address,
 those of a trusted proxy by the client whose request they carry. This client is read from the headers X-Forwarded-For
@@ -9,9 +9,14 @@ only the addresses that trusted proxies added are believed.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ipaddress
 import json
 import re
+import socket
+import struct
+import sys
+import termios
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +29,9 @@ from unveil.errors import RecipeError
 from unveil.server.http.errors import HttpProblem
 
 PATIENCE_S = 30.0  # time until the head of a request must be complete
+READER_S = 60.0  # time in which a client must read READER_BYTES of a response, or the rest of it
+READER_BYTES = 32 << 10
+GRACE_S = 3.0  # time at the end of the server in which responses may still be completed
 MAX_HEAD = 16 << 10  # bytes of the request line and the headers
 MAX_HEADERS = 100
 MAX_EVENTS = 64  # parts of a body that are parsed before other connections have their turn
@@ -68,16 +76,21 @@ class ConnectionLimits:
             proxy may have PROXY_FACTOR times as many that carry no request of a client: those without a complete head,
             and those whose headers name no client.
         proxies: Addresses or networks of trusted proxies. Their connections are counted for the clients that they name.
+        reader_seconds: Time in which a client must read READER_BYTES of a response, or the rest of it. Later its
+            connection is closed.
     """
 
     total: int = 512
     each: int = 64
     proxies: tuple[str, ...] = ()
+    reader_seconds: float = READER_S
 
     def __post_init__(self) -> None:
         """Raise RecipeError for an impossible limit or address."""
         if min(self.total, self.each) < 1:
             raise RecipeError(f"connections: at most {self.total}, {self.each} of one address; must be at least 1")
+        if not self.reader_seconds > 0:
+            raise RecipeError(f"reader_seconds = {self.reader_seconds}: must be above 0 seconds")
         for proxy in self.proxies:
             try:
                 ipaddress.ip_network(proxy, strict=False)
@@ -212,10 +225,20 @@ class BoundedConnection(h11.Connection):
     Attributes:
         refusal: Why a head was refused; None: it was not.
         events_left: Number of parts of a body until it pauses.
+        is_stream: The response is a stream of events, which may have no end.
     """
 
     refusal: HttpProblem | None = None
     events_left = MAX_EVENTS
+    is_stream = False
+
+    def send(self, event: Any) -> Any:
+        """Return the bytes of an event to send."""
+        if isinstance(event, h11.Response):
+            self.is_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in event.headers
+            )
+        return super().send(event)
 
     def next_event(self) -> Any:
         """Return the next event; NEED_DATA also once no events are left.
@@ -245,7 +268,7 @@ def _is_large(received: bytes) -> bool:
 
 
 class IdleTimeoutProtocol(H11Protocol):
-    """HTTP protocol with bounded heads, which closes connections on which no complete head arrives in time.
+    """HTTP protocol with bounded heads, which closes connections whose client does not send a head or read in time.
 
     Args:
         args: As of H11Protocol.
@@ -256,6 +279,8 @@ class IdleTimeoutProtocol(H11Protocol):
     conn: BoundedConnection
     _patience: asyncio.TimerHandle | None = None
     _paused = False  # parts of a body are left to parse
+    _reader: asyncio.TimerHandle | None = None
+    _unread: int | None = None  # bytes that the client has not read; None: it has read many since
 
     def __init__(self, *args: Any, pool: ConnectionPool | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -329,12 +354,39 @@ class IdleTimeoutProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Restart the timeout, for the next head or for the rest of an unread body."""
         self._pool.end_request(self, self._host)  # first: the next request may already be there
+        if self.transport.get_write_buffer_size():
+            self._watch_reader()
         super().on_response_complete()
         self._wait()
 
+    def pause_writing(self) -> None:
+        """Start the timeout of a client that does not read."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """Note that the client has read most of what was written."""
+        super().resume_writing()
+        self._unread = None
+
+    def shutdown(self) -> None:
+        """End a stream of events; let another response be completed."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or not self.conn.is_stream:
+            super().shutdown()
+            if cycle is not None:  # read by routes that wait for a job
+                cycle.scope.setdefault("state", {})["ends"] = self.loop.time() + GRACE_S
+            return
+        cycle.disconnected = True  # which ends the application
+        cycle.message_event.set()
+        self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeout."""
+        """Stop the timeouts."""
         self._wait_no_longer()
+        if self._reader is not None:
+            self._reader.cancel()
         self._pool.remove(self)
         super().connection_lost(exc)
 
@@ -353,6 +405,41 @@ class IdleTimeoutProtocol(H11Protocol):
     def _late(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _left(self) -> int:
+        """Return the bytes of responses that the client has not received."""
+        line: socket.socket | None = self.transport.get_extra_info("socket")
+        return self.transport.get_write_buffer_size() + (0 if line is None else _unsent(line))
+
+    def _watch_reader(self) -> None:
+        if self._reader is None:
+            self._unread = self._left()
+            self._reader = self.loop.call_later(self._pool.limits.reader_seconds, self._check_reader)
+
+    def _check_reader(self) -> None:
+        """Close the connection of a client that has read too little since the last check."""
+        self._reader = None
+        left = self._left()
+        if not self.transport.get_write_buffer_size():
+            return
+        if self._unread is not None and self._unread - left < READER_BYTES:
+            # closing it would wait until all is read, and without the option the system would still send its buffer
+            line: socket.socket | None = self.transport.get_extra_info("socket")
+            if line is not None:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+
+def _unsent(line: socket.socket) -> int:
+    """Return the bytes in the send buffer of the system, which may not change the buffer behind it for a long time."""
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(line.fileno(), termios.TIOCOUTQ, size)
+    except (OSError, ValueError):  # not supported, or closed
+        return 0
+    return int.from_bytes(size, sys.byteorder)
 
 
 # ------------------------------------------------------------------------------------ clients of trusted proxies

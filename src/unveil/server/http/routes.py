@@ -125,11 +125,13 @@ class AsyncService:
         """Wait for a job; if the client disconnects, the job is cancelled.
 
         Raises:
-            HttpProblem: The client has disconnected.
+            HttpProblem: The client has disconnected, or the server ends.
         """
         start = looked = time.monotonic()
         while (job := self.get(id, owner)).state not in ENDED:
             now = time.monotonic()
+            if now > request.scope["state"].get("ends", now):  # set by the connection
+                raise HttpProblem(503, f"the server ends; job {id} is continued when it is started again", "ends")
             if now - looked > 0.5:
                 looked = now
                 if await request.is_disconnected():
@@ -198,6 +200,16 @@ class RequestContext:
         except RecipeError as problem:
             raise HttpProblem(422, str(problem)[:2000], "invalid_value") from problem
         return await self.calls.submit(task, values, self.owner)
+
+    async def warnings_of(self, job: Job) -> list[str]:
+        """Return what to know about a new job: how long others wait for it."""
+        delay = await run_in_threadpool(self.service.delay, job)
+        return [] if delay is None else [delay.warning]
+
+    async def job_response(self, job: Job) -> schema.JobResponse:
+        """Build the response of a new job."""
+        response = schema.job_response(self.service, job)
+        return response.model_copy(update={"warnings": [*await self.warnings_of(job), *response.warnings]})
 
     def store(self, file: IO[bytes]) -> UploadedFile:
         """Store an uploaded file of this owner.
@@ -269,7 +281,7 @@ async def edit_image(context: Context) -> Any:
 async def _respond(body: schema.ImagesBody, job: Job, context: RequestContext) -> Any:
     """Return the images of a job once it is completed, or at once the job."""
     if not body.wait:
-        return JSONResponse(schema.job_response(context.service, job).model_dump(), 202)
+        return JSONResponse((await context.job_response(job)).model_dump(), 202)
     job = await context.calls.wait(job.id, context.owner, context.request)
     if job.state != "completed":
         raise job_error(job)
@@ -314,7 +326,8 @@ async def create_video(context: Context) -> Any:
 
 async def _submit_video(context: RequestContext, task: str, values: Mapping[str, Any]) -> Any:
     job = await context.submit(task, values)
-    return schema.video_response(job, await run_in_threadpool(context.models))
+    response = schema.video_response(job, await run_in_threadpool(context.models))
+    return response.model_copy(update={"warnings": await context.warnings_of(job)})
 
 
 @router.post("/videos/edits", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosBody, "video"))
@@ -413,7 +426,7 @@ async def video_content(
 @router.post("/jobs", response_model=schema.JobResponse, status_code=202)
 async def create_job(body: schema.JobBody, context: Context) -> Any:
     """Submit a job of any task or command with all its parameters."""
-    return schema.job_response(context.service, await context.calls.submit(body.kind, body.request, context.owner))
+    return await context.job_response(await context.calls.submit(body.kind, body.request, context.owner))
 
 
 @router.get("/jobs", response_model=schema.JobsResponse)

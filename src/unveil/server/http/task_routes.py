@@ -81,6 +81,6 @@ def _submit(kind: type[Task]) -> Callable[..., Awaitable[Any]]:
     async def submit(context: Context) -> Any:
         fields, files = await read_form(context.request, context.store, file_fields(kind))
         request = {**fields, **{name: upload.name for name, upload in files.items()}}
-        return schema.job_response(context.service, await context.calls.submit(kind.name, request, context.owner))
+        return await context.job_response(await context.calls.submit(kind.name, request, context.owner))
 
     return submit

@@ -61,7 +61,7 @@ class QueuePosition(NamedTuple):
 class Queue:
     """Job queue of a state folder; any number of processes and threads may open it.
 
-    While the disk is full, changes raise OutOfResources and have no effect.
+    While the disk is full or another program keeps the table locked, changes raise OutOfResources and have no effect.
 
     Args:
         folder: Folder of the database; created if missing.
@@ -321,6 +321,15 @@ class Queue:
                 before += pace.seconds(job)
         return {job.id: positions[job.id] for job in ordered if job.id in positions}
 
+    def next_jobs(self, new: Job) -> list[Job]:
+        """Return the queued jobs in the order in which they will start, with a job that may not be submitted yet."""
+        queued = [job for job in self.jobs("queued") if job.id != new.id]
+        return fair_order([*queued, new], job_table.last_turns(self._table))
+
+    def completed(self) -> list[Job]:
+        """Return the most recently completed jobs in the order of their ends."""
+        return job_table.latest(self._table, RECENT)
+
     def close(self) -> None:
         """Close this thread's connection."""
         table: sqlite3.Connection | None = getattr(self._own, "table", None)
@@ -359,7 +368,8 @@ class Queue:
     def _change(self) -> Iterator[sqlite3.Connection]:
         """Run a transaction, which is atomic and on disk when the block ends."""
         table = self._table
-        table.execute("BEGIN IMMEDIATE")
+        with self._disk_errors():
+            table.execute("BEGIN IMMEDIATE")
         try:
             with self._disk_errors():
                 yield table
@@ -371,11 +381,14 @@ class Queue:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Raise OutOfResources if the disk is full."""
+        """Raise OutOfResources if the disk is full, or if another program keeps the table locked."""
         try:
             yield
         except sqlite3.OperationalError as problem:
-            if getattr(problem, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            code = getattr(problem, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_BUSY:
+                raise OutOfResources(f"{self.file}: another program keeps it locked; end that one") from problem
+            if code != sqlite3.SQLITE_FULL:
                 raise
             raise OutOfResources(f"{self.file}: {FULL}; free some space") from problem
 

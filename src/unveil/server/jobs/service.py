@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from unveil.errors import OutOfResources, OutputError
 from unveil.io import staging
@@ -30,6 +30,10 @@ from unveil.server.jobs.task_job import lanes
 from unveil.server.jobs.worker import LOGS, PREVIEWS, WorkerPool, log_path
 from unveil.server.jobs.worker_main import MADE
 
+if TYPE_CHECKING:
+    from unveil.server.jobs.job_delay import JobDelay
+
+LARGE_COST = 100.0  # megapixel evaluations from which the duration of an image or a video is estimated
 SWEEP_S = 3600.0  # interval between two clean-ups
 LOG_BYTES = 1 << 18  # of a command's log that are returned
 log = logging.getLogger(__name__)
@@ -133,6 +137,14 @@ class Service:
     def positions(self) -> dict[str, QueuePosition]:
         """Return the positions of all queued jobs in the order in which they will start."""
         return self.queue.positions(len(self.workers.devices), self.workers.lanes)
+
+    def delay(self, job: Job) -> JobDelay | None:
+        """Estimate for how long a job, submitted or not yet, would keep others waiting; None for short jobs."""
+        if job.cost < LARGE_COST and not lanes()[1].contains(job.kind):
+            return None
+        from unveil.server.jobs.job_delay import job_delay  # not needed for single images
+
+        return job_delay(job, self.queue, self.workers.lanes, len(self.workers.devices))
 
     def preview(self, id: str) -> bytes | None:
         """Return the preview image of a running job as PNG; None if there is none.

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.task_job import task_kinds
+from unveil.studio import job_html
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext, owner_of
 from unveil.studio.tabs.queue import log_html
 from unveil.studio.task_form import TaskForm
@@ -56,6 +57,8 @@ class TasksTab(Tab):
         form = TaskForm(kind, self.client, self.tr)
         with self.client.on_behalf_of(owner_of(request)):
             form.build()
+            delay = self.client.delay(kind.name, {}, owner_of(request))
+        gr.HTML(job_html.delay_html(delay, self.tr), elem_id="tasks-delay")
         go = gr.Button(self.tr("Run"), variant="primary", elem_id="tasks-go")
 
         def submitted(owner: str, *values: Any) -> tuple[Job, list[Any]]:

@@ -84,6 +84,7 @@ class TrainTab(Tab):
             placeholder="train.steps: 2000",
             elem_id="train-changes",
         )
+        self.delay = gr.HTML(elem_id="train-delay")
         self.go = gr.Button(tr("Start or resume training"), variant="primary", elem_id="train-go")
 
     def _seen(self) -> None:
@@ -119,6 +120,8 @@ class TrainTab(Tab):
         submitted = watch.begins(self.go.click, self._submit, [*self.fields.values()], [self.draft.browser_state])
         self.looks(partial(submitted.then, trigger_mode="always_last"))
         self.on(self.folder.change, self._recipes, [self.folder, self.recipe], [self.recipe])
+        changed = (self.recipe.change, self.folder.change, self.small.change, self.changes.blur)
+        self.on_latest(changed, self.delayed, [*self.fields.values()], [self.delay])
         prepared.begins(self.check.click, self._look_at, [self.folder])
         prepared.begins(self.caption.click, self._tell, [self.folder, self.captioner])
         self.looks(self.timer.tick)
@@ -130,14 +133,31 @@ class TrainTab(Tab):
         """Connect an event to `look`; the calls run in the order of their events."""
         self.on(event, self.look, self.looked, self.drawn, by_user=False, in_order=_ORDER)
 
-    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
+    def _request(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The values of the task.
+
+        Raises:
+            RecipeError: The overrides cannot be read.
+        """
         form = dict(zip(self.fields, values, strict=True))
         request: dict[str, Any] = {"recipe": form["recipe"], "run_name": form["run"], "quick": form["small"]}
         request["settings"] = self.typed.settings(form["changes"], self.tr("Recipe overrides, one per line"))
         if form["folder"]:
             request["folder"] = form["folder"]
-        self._not_twice(form["run"] or "", owner)
+        return request
+
+    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
+        request = self._request(values)
+        self._not_twice(request["run_name"] or "", owner)
         return self.client.submit(Train.name, request, owner), [{}]
+
+    def delayed(self, owner: str, *values: Any) -> Markup:
+        """Return the warning that others would wait for this training."""
+        try:
+            request = self._request(values)
+        except RecipeError:  # incomplete; reported when the training is started
+            return Markup("")
+        return job_html.delay_html(self.client.delay(Train.name, request, owner), self.tr)
 
     def _not_twice(self, run: str, owner: str) -> None:
         """Refuse a run that is being trained, and a new run whose model would be hidden by another of its name."""
