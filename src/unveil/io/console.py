@@ -96,6 +96,21 @@ class Console:
         """A line that matters even when quiet; it never mixes with JSON."""
         print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Text for a person who is asked next, where an answer is possible; it never mixes with JSON."""
+        print(printable(text), file=sys.stderr, flush=True)
+
+    def ask(self, question: str) -> bool | None:
+        """Ask a person to answer yes or no; the answer is no by default.
+
+        Returns:
+            The answer; None: there is no terminal.
+        """
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def result(self, facts: Mapping[str, Any], text: str) -> None:
         """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:

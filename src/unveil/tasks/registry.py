@@ -181,6 +181,11 @@ _BUNDLED = {
     ),
     "Models": (
         (
+            "get",
+            "get:Get",
+            "Download a model of a hub into the models folder, after showing its license and what it takes.",
+        ),
+        (
             "convert",
             "convert:Convert",
             "Convert weights between the native format and those of other projects, or a run to a saved model.",

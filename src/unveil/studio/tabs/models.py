@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.checkpoints import registry
+from unveil.checkpoints.format import SUBFOLDER_OF_KIND
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.files import read_header, staged
 from unveil.model import model_folder
@@ -24,7 +25,6 @@ from unveil.tasks.convert import Convert
 from unveil.tasks.inspect import InspectModel
 from unveil.tasks.task import TaskContext, TaskOutput
 
-DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
 
 
@@ -163,7 +163,7 @@ class ModelsTab(Tab):
             raise DataError(tr("{name} was not imported: {why}", name=name, why=why)) from problem
         if detected is None:
             return tr("tensors in an unknown format")
-        fits = DRAWERS.get(detected.format.kind, "checkpoints")
+        fits = SUBFOLDER_OF_KIND.get(detected.format.kind, "checkpoints")
         if fits != subfolder:
             kind = self._subfolder_names[fits]
             raise RecipeError(tr("{name} was not imported: its content is of type {kind}.", name=name, kind=kind))
