@@ -18,20 +18,28 @@ TOKEN = "hf_thisisthesecrettokenofthetest"
 CHANGES = ["network.model_channels=8", "network.groups=4", "process.timesteps=50", "sample.steps=2"]
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub; the client reads its address at its import, so it is set in the client's constants."""
+@pytest.fixture(scope="session")
+def server() -> Iterator[Hub]:
+    """A hub for all tests: each new client reads certificates, which takes longer than most of them."""
     with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(_http, "_HUB_ORIGINS", frozenset({_http._url_origin(hub.address)}))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
         yield hub
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """An empty hub; the client reads its address at its import, so it is set in the client's constants."""
+    server.clear()
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http, "_HUB_ORIGINS", frozenset({_http._url_origin(server.address)}))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
+    return server
 
 
 @pytest.fixture(scope="session")

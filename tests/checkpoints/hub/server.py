@@ -84,6 +84,11 @@ class Hub:
         self.uploaded: dict[str, bytes] = {}  # by sha256
         self.address = self.storage = ""
 
+    def clear(self) -> None:
+        """Forget everything except the addresses."""
+        for part in (self.repos, self.seen, self.uploaded):
+            part.clear()
+
     def asked(self, part: str, method: str = "GET") -> list[Seen]:
         return [one for one in self.seen if part in one.path and one.method == method]
 

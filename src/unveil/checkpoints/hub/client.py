@@ -187,10 +187,13 @@ def _cached(name: str, revision: str) -> Repository:
     for repository in repositories:
         if (repository.repo_type, repository.repo_id) != ("model", name):
             continue
-        for found in repository.revisions:
-            if revision == found.commit_hash or revision in found.refs:
-                files = [_cached_file(found.snapshot_path, file) for file in found.files]
-                return Repository(name, found.commit_hash, "", "", tuple(sorted(files)))
+        newest_first = sorted(repository.revisions, key=lambda found: -found.last_modified)
+        named = [found for found in newest_first if revision == found.commit_hash or revision in found.refs]
+        if revision == MAIN:
+            named += newest_first  # downloads by their commit have no name
+        if named:
+            files = [_cached_file(named[0].snapshot_path, file) for file in named[0].files]
+            return Repository(name, named[0].commit_hash, "", "", tuple(sorted(files)))
     raise OutOfResources(missing)
 
 

@@ -157,8 +157,13 @@ class Downloaded(NamedTuple):
         return {
             "LoRA": f"unveil sample MODEL --lora {self.name}",
             "ControlNet": f"unveil sample MODEL --controlnet {self.name}=IMAGE",
-            "model": f'unveil sample {self.name} "..."',
+            "model": self._sample(),
         }.get(self.kind, f"unveil inspect {self.name}")
+
+    def _sample(self) -> str:
+        if self.makes.startswith("videos"):
+            return f'unveil video generate --model {self.name} "..."'
+        return f"unveil sample {self.name}" + ("" if (self.path / "model.yaml").is_file() else ' "..."')
 
 
 # ---------------------------------------------------------------------- plan
@@ -177,10 +182,11 @@ def plan(name: str, patterns: Sequence[str] = ()) -> DownloadPlan:
         OutOfResources: The hub cannot be reached, or the disk is too full.
     """
     wanted = table.parse(name)
-    repository = client.listing(wanted.repository, wanted.revision)
-    record = table.read_record(repository.id)
-    if client.is_offline() and record is not None and record.repository.commit == repository.commit:
+    record = table.read_record(wanted.repository)
+    if client.is_offline() and record is not None and wanted.revision in (client.MAIN, record.repository.commit):
         repository = record.repository  # of the cache only the files that were taken are known
+    else:
+        repository = client.listing(wanted.repository, wanted.revision)
     pipeline = "" if patterns else _require_pipeline(repository)
     selection = select(repository, patterns, lambda file: _settings(repository, file))
     missing = sum(file.size for file in selection.files if not _is_cached(repository, file))

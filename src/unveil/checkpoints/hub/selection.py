@@ -19,8 +19,9 @@ from unveil.io.console import size
 
 WEIGHTS = ".safetensors"
 TEXTS = (".json", ".yaml", ".md")
+# vocabularies of tokenizers, as text or as a table of SentencePiece
 VOCABULARIES = {"merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"}
-LICENSES = re.compile(r"(?:LICEN[SC]E|NOTICE|USE_POLICY)(?:[-_]\w+)*(?:\.(?:txt|md))?", re.IGNORECASE)
+LICENSES = re.compile(r"(?:LICENSE|NOTICE)(?:\.(?:txt|md))?")
 INDEX, MANIFEST = "model_index.json", "manifest.json"
 CONFIGS = ("config.json", "adapter_config.json")  # of a folder that is one network
 SHOWN = 6  # files that an error lists
@@ -97,8 +98,10 @@ def _matching(repository: Repository, patterns: Iterable[str]) -> list[HubFile]:
 def _needed(repository: Repository, read: ReadSettings) -> list[HubFile]:
     readable = [file for file in repository.files if _is_read(file)]
     top = [file for file in readable if "/" not in file.name]
-    if repository.find(MANIFEST) is not None:  # saved by this library
-        files = readable
+    if (manifest := repository.find(MANIFEST)) is not None:  # saved by this library
+        listed = read(manifest).get("files")
+        names = {MANIFEST, *listed} if isinstance(listed, dict) else {MANIFEST}
+        files = [file for file in readable if file.name in names]
     elif (index := repository.find(INDEX)) is not None:
         files = [file for file in top if file.suffix != WEIGHTS]
         for part in _parts(read(index)):
