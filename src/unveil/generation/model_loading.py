@@ -13,6 +13,7 @@ import torch
 
 from unveil.checkpoints import loader, lora
 from unveil.checkpoints.formats import controlnet as controlnet_format
+from unveil.checkpoints.hub import table
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import AttachedControlNet, ControlMode
 from unveil.conditioning.image import ConcatCondition
@@ -189,7 +190,8 @@ def open_model(
     """Return the model of a name, a folder or a published weights file, with its name and hash.
 
     Args:
-        name: Path of a model, name of one in the models folder (see `model.model_folder`), or of a bundled one.
+        name: Path of a model, name of one in the models folder (see `model.model_folder`), of a bundled one, or of one
+            of the hub, whose download is offered.
         where: Device of the model.
         overrides: What the keys of a published file do not state, by the names of
             `checkpoints.overrides.ModelOverrides`.
@@ -197,7 +199,7 @@ def open_model(
     """
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         raise RecipeError(f"{name}: is an image where a model is expected; the model comes first: COMMAND MODEL IMAGE")
-    path = model_folder.resolve_name(name, "checkpoints")
+    path = _found(name)
     name = str(path)
     if path.is_dir() and (folder := _adapter_folder(path)) is not None:
         return _with_adapter(folder, name, where, overrides)
@@ -212,6 +214,20 @@ def open_model(
     if entry is None or entry.converts_to is None:
         return model, model_source(name)
     return model, ModelSource(path.resolve().name, loader.digest(path))
+
+
+def _found(name: str) -> Path:
+    """Return the path of a model; the download of a published one that is not here is offered on a terminal.
+
+    Raises:
+        WeightsError: It can be one of the hub, and was not downloaded.
+    """
+    path = table.resolve(name)
+    if path.exists() or name in model_folder.bundled_models() or not table.is_offered(name):
+        return path
+    from unveil.checkpoints.hub import get  # which imports the readers of all pipelines
+
+    return get.offer(name, Console()) or path
 
 
 def model_source(name: str) -> ModelSource:

@@ -1,4 +1,4 @@
-"""A hub on this machine, a client that asks it, a cache and a models folder of its own, and a token that must not leak."""
+"""A hub on this machine, a client of it, a cache and a models folder of its own, and a token that must not leak."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ class Repo:
 
     @property
     def commit(self) -> str:
-        text = "".join(f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(self.files.items()))
+        text = "".join(
+            f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in sorted(self.files.items())
+        )
         return hashlib.sha1(text.encode()).hexdigest()
 
     def info(self, name: str) -> dict[str, Any]:

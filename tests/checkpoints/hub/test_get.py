@@ -137,7 +137,7 @@ def test_ctrl_c_while_it_is_linked_keeps_nothing(hub: Hub, published: Repo, monk
 
 
 def test_the_disk_is_asked_first(hub: Hub, published: Repo, monkeypatch):
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 1000))
     with pytest.raises(OutOfResources, match=r"needs 1\d\d KiB in .*1000 B free.*set HF_HOME"):
         get.plan(NAME)
@@ -168,7 +168,11 @@ def test_where_the_disk_has_no_links_a_copy_is_made_and_stated(hub: Hub, publish
 def test_the_token_goes_to_the_hub_and_to_nobody_else(hub: Hub, published: Repo, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
         model = take()
-    assert all(one.headers["authorization"] == f"Bearer {TOKEN}" for one in hub.seen if "/someone/" in one.path and not one.storage)
+    assert all(
+        one.headers["authorization"] == f"Bearer {TOKEN}"
+        for one in hub.seen
+        if "/someone/" in one.path and not one.storage
+    )
     stored = [one for one in hub.seen if one.storage]
     assert stored  # large files were redirected
     assert not [one for one in stored if TOKEN in str(one.headers)]
@@ -211,7 +215,9 @@ def test_pickles_are_refused_with_the_way_out_which_works(hub: Hub, tmp_path: Pa
     torch.save({"weight": torch.zeros(2)}, tmp_path / "old.ckpt")
     content = (tmp_path / "old.ckpt").read_bytes()
     hub.repos["someone/old"] = Repo({"config.json": b"{}", "old.ckpt": content, "pytorch_model.bin": content})
-    with pytest.raises(WeightsError, match=r"pickles, which can run code.*get someone/old --file old.ckpt.*unveil conv") as no:
+    with pytest.raises(
+        WeightsError, match=r"pickles, which can run code.*get someone/old --file old.ckpt.*unveil conv"
+    ) as no:
         get.plan("someone/old")
     assert "@REVISION" in str(no.value)
     assert not hub.asked(".ckpt")
@@ -257,9 +263,13 @@ def test_a_folder_of_diffusers_is_taken_by_its_parts_in_one_variant(hub: Hub):
 def test_one_of_several_files_is_chosen_and_lands_alone(hub: Hub):
     files = {"first.safetensors": tensors(3), "second.safetensors": tensors(5), "README.md": b"#"}
     hub.repos["someone/files"] = Repo(files)
-    with pytest.raises(RecipeError, match=r"holds 2 files of weights.*--file NAME: first.safetensors \(\d+ B\), second"):
+    with pytest.raises(
+        RecipeError, match=r"holds 2 files of weights.*--file NAME: first.safetensors \(\d+ B\), second"
+    ):
         get.plan("someone/files")
-    with pytest.raises(RecipeError, match=r"--file firts.safetensors: no file of this name; nearest: 'first.safetensors'"):
+    with pytest.raises(
+        RecipeError, match=r"--file firts.safetensors: no file of this name; nearest: 'first.safetensors'"
+    ):
         get.plan("someone/files", ["firts.safetensors"])
     model = take("someone/files", "sec*")
     assert model.path == model_folder.models_dir() / "checkpoints" / "someone" / "files" / "second.safetensors"
@@ -276,7 +286,9 @@ def test_shards_that_are_missing_keep_nothing(hub: Hub):
     assert nothing_is_there()
 
 
-@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/x.safetensors", "a/../../b.json", "a\\b.json", ".git/x.json"])
+@pytest.mark.parametrize(
+    "path", ["../outside.safetensors", "/etc/x.safetensors", "a/../../b.json", "a\\b.json", ".git/x.json"]
+)
 def test_a_path_that_leads_outside_is_refused(hub: Hub, path: str):
     hub.repos["someone/bad"] = Repo({path: tensors()})
     with pytest.raises(WeightsError, match="is no path inside of it"):

@@ -314,9 +314,7 @@ def fetch(planned: DownloadPlan, console: Console, *, force: bool = False) -> Do
     copied = _land(selection, paths, path)
     speed = planned.missing / took if planned.missing > 1 << 20 else planned.speed
     taken = tuple(file.name for file in selection.files)
-    table.write_record(
-        table.Record(repository, taken, planned.patterns, selection.bytes, selection.weights, speed)
-    )
+    table.write_record(table.Record(repository, taken, planned.patterns, selection.bytes, selection.weights, speed))
     return Downloaded(path, _name_of(path), kind, title, copied)
 
 
@@ -457,27 +455,20 @@ def offer(name: str, console: Console) -> Path | None:
     """Offer the download of a model that is not on this machine; nothing is looked up before the first answer.
 
     Returns:
-        The model; None: the name cannot be one of the hub, there is no terminal to ask on, or the answer was no.
+        The model; None: the name cannot be one of the hub.
 
     Raises:
+        WeightsError: There is no terminal to ask on, or the answer was no; names the command that downloads it.
         Error: As `plan` and `fetch`.
     """
-    if not is_offered(name):
+    if not table.is_offered(name):
         return None
-    if not console.ask(f"{name} is not on this machine. Look it up on the hub?"):
-        return None
+    not_here = WeightsError(f"{name}: is not on this machine; `unveil get {name}` downloads it")
+    if not console.ask(f"{name} is not on this machine. Look it up on {client.address()}?"):
+        raise not_here
     planned = plan(name)
     console.note(planned.text())
     if not console.ask(f"Download {size(planned.missing)} into {model_folder.models_dir()}?"):
-        return None
+        raise not_here
     accept(planned, console, False)
     return fetch(planned, console).path
-
-
-def is_offered(name: str) -> bool:
-    """Return whether a name that is not on this machine is offered for download: it can be one of the hub, not a path.
-
-    The first part of a path exists, as `runs` in runs/first.
-    """
-    return table.is_wanted(name) and not Path(name.partition("/")[0]).exists()
-

@@ -70,7 +70,9 @@ def select(repository: Repository, patterns: Sequence[str], read: ReadSettings) 
     chosen = _matching(repository, patterns) if patterns else _needed(repository, read)
     files = tuple(sorted(chosen, key=lambda file: (file.size, file.name)))
     weights = [file for file in files if file.suffix in (WEIGHTS, *PICKLES)]
-    alone = len(weights) == 1 and not any(PurePosixPath(file.name).name in (*CONFIGS, MANIFEST, INDEX) for file in files)
+    alone = len(weights) == 1 and not any(
+        PurePosixPath(file.name).name in (*CONFIGS, MANIFEST, INDEX) for file in files
+    )
     return Selection(tuple(weights) if alone else files, alone, len(repository.files) - len(files))
 
 
@@ -141,7 +143,9 @@ def _one_variant(files: Sequence[HubFile]) -> list[HubFile]:
     """Return the files without those variants of weights, such as fp16, that occur beside another one in a folder."""
     kept = list(files)
     for folder in {str(PurePosixPath(file.name).parent) for file in files}:
-        inside = {PurePosixPath(file.name).name: file for file in files if str(PurePosixPath(file.name).parent) == folder}
+        inside = {
+            PurePosixPath(file.name).name: file for file in files if str(PurePosixPath(file.name).parent) == folder
+        }
         whole = {match["stem"] for name in inside if (match := _PLAIN.fullmatch(name)) and not match["shard"]}
         plain = {match["stem"] for name in inside if (match := _PLAIN.fullmatch(name))}
         variants = {(match["stem"], match["variant"]) for name in inside if (match := _VARIANT.fullmatch(name))}
@@ -190,10 +194,7 @@ def _is_read(file: HubFile) -> bool:
     """Return whether a file is one of weights, settings, a vocabulary, the card or a license."""
     name = PurePosixPath(file.name).name
     return (
-        file.suffix == WEIGHTS
-        or file.suffix in TEXTS
-        or name in VOCABULARIES
-        or LICENSES.fullmatch(name) is not None
+        file.suffix == WEIGHTS or file.suffix in TEXTS or name in VOCABULARIES or LICENSES.fullmatch(name) is not None
     )
 
 

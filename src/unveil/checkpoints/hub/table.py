@@ -40,7 +40,8 @@ class PublishedModel(NamedTuple):
         conditions: Whether the license has conditions beyond attribution.
         makes: What it generates.
         side: Height of a sample in pixels.
-        purpose: What it is good for.
+        purpose: What it is good for, in English.
+        purpose_zh: The same in Chinese.
         revision: Commit; None: not recorded yet.
         bytes: Size of the download; None: not recorded yet.
         memory: Bytes of the weights as stored; None: not recorded yet.
@@ -53,6 +54,7 @@ class PublishedModel(NamedTuple):
     makes: Literal["images", "videos"]
     side: int
     purpose: str
+    purpose_zh: str
     revision: str | None
     bytes: int | None
     memory: int | None
@@ -137,6 +139,28 @@ def is_wanted(name: str) -> bool:
     return False
 
 
+def resolve(name: str | Path, subfolder: model_folder.Subfolder = "checkpoints") -> Path:
+    """Return the path of a model, as `model_folder.resolve_name`; a short name also stands for its repository.
+
+    Raises:
+        WeightsError: Several models have this name.
+    """
+    path = model_folder.resolve_name(name, subfolder)
+    if path.exists() or not is_wanted(str(name)):
+        return path
+    wanted = parse(str(name)).repository
+    found = model_folder.resolve_name(wanted, subfolder) if wanted != str(name) else path
+    return found if found.exists() else path
+
+
+def is_offered(name: str) -> bool:
+    """Return whether the download of a name that is not on this machine can be offered, without asking the hub.
+
+    It can be one of the hub, and is not a path, whose first part exists, as `runs` in runs/first.
+    """
+    return is_wanted(name) and not Path(name.partition("/")[0]).exists()
+
+
 # ---------------------------------------------------------------------- records
 
 
@@ -181,8 +205,6 @@ def read_record(repository: str) -> Record | None:
         if found.id != repository or not COMMIT.fullmatch(found.commit):
             return None
         taken, patterns = (tuple(map(str, content[key])) for key in ("taken", "patterns"))
-        return Record(
-            found, taken, patterns, int(content["bytes"]), int(content["weights"]), float(content["speed"])
-        )
+        return Record(found, taken, patterns, int(content["bytes"]), int(content["weights"]), float(content["speed"]))
     except (OSError, ValueError, KeyError, TypeError, Error):
         return None

@@ -80,8 +80,8 @@ def job_cost(
     task = parse_request(kind, request)
     if not is_admin and (why := _needs_admin(task)):
         raise AdminRequired(
-            f"{kind}: {why}, which needs a key with the role admin; ask the operator of the server to write admin after "
-            "the key in its file of API keys"
+            f"{kind}: {why}, which needs a key with the role admin; ask the operator of the server to write admin "
+            "after the key in its file of API keys"
         )
     check_recipe(task)
     check_references(task, catalog, inputs)
