@@ -49,7 +49,8 @@ class Get(Task):
     ] = ()
     accept_license: Annotated[bool, info("Accept the license of the model.", title="Accept the license")] = False
     dry_run: Annotated[
-        bool, info("Show license, size, memory and time, and download nothing.", title="Only show", advanced=True)
+        bool,
+        info("Show license, size, memory and time, without downloading the weights.", title="Only show", advanced=True),
     ] = False
 
     def run(self, context: TaskContext) -> TaskResult:

@@ -42,6 +42,8 @@ class Repo:
         gated: Files are refused to those who have not accepted: 401 without a token, 403 with one.
         sent: Other content than the listing's, by path: of a mirror that lies, or a damaged disk.
         cut: Bytes after which the connection ends, by path, once for each entry.
+        stalls: Path whose content stops in the middle for some seconds.
+        moved: Paths whose GET, and not HEAD, is redirected to the storage.
     """
 
     files: dict[str, bytes]
@@ -50,6 +52,8 @@ class Repo:
     private: bool = False
     sent: dict[str, bytes] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
+    stalls: str = ""
+    moved: tuple[str, ...] = ()
 
     @property
     def commit(self) -> str:
@@ -85,11 +89,14 @@ class Hub:
         self.seen: list[Seen] = []
         self.uploaded: dict[str, bytes] = {}  # by sha256
         self.address = self.storage = ""
+        self.stalled, self.goes_on = threading.Event(), threading.Event()
 
     def clear(self) -> None:
         """Forget everything except the addresses."""
         for part in (self.repos, self.seen, self.uploaded):
             part.clear()
+        self.stalled.clear()
+        self.goes_on.clear()
 
     def asked(self, part: str, method: str = "GET") -> list[Seen]:
         return [one for one in self.seen if part in one.path and one.method == method]
@@ -161,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif repo.gated:
             token = "authorization" in {k.lower() for k in self.headers}
             self.refuse(403 if token else 401, "GatedRepo")
+        elif path in repo.moved and self.command == "GET":
+            self.answer(302, b"", Location=f"{self.hub.storage}/{name}/{path}")
         elif path.endswith(LARGE):
             self.answer(
                 302, b"", Location=f"{self.hub.storage}/{name}/{path}", X_Repo_Commit=repo.commit,
@@ -184,6 +193,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         cut = repo.cut.get(path) or []
         stop = cut.pop(0) if cut else len(content)
+        if path == repo.stalls:
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.goes_on.wait(20)
         self.wfile.write(content[start:stop])
         if stop < len(content):
             self.close_connection = True

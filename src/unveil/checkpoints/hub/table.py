@@ -118,7 +118,7 @@ def parse(name: str) -> Wanted:
     """
     name, at, revision = name.partition("@")
     published = published_models().get(name)
-    if at and not re.fullmatch(r"[\w.-][\w./-]{0,200}", revision, re.ASCII):
+    if at and not re.fullmatch(r"\w[\w./-]{0,200}", revision, re.ASCII):
         raise RecipeError(f"{name}@{revision[:100]}: the revision must be a branch, a tag or a commit")
     if published is not None:
         recorded = None if revision else read_record(published.repository)
