@@ -97,14 +97,14 @@ class Console:
         print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Text for a person who is asked next, where an answer is possible; it never mixes with JSON."""
+        """Text for a person before a question; it never mixes with JSON."""
         print(printable(text), file=sys.stderr, flush=True)
 
     def ask(self, question: str) -> bool | None:
-        """Ask a person to answer yes or no; the answer is no by default.
+        """Ask a person to answer yes or no; without an answer, no counts.
 
         Returns:
-            The answer; None: there is no terminal.
+            The answer; None: without a terminal.
         """
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return None

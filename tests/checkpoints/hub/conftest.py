@@ -1,4 +1,4 @@
-"""A hub on this machine, a client of it, a cache and a models folder of its own, and a token that must not leak."""
+"""A hub on this machine, a client of it, with its own cache and models folder, and a token that must not leak."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def published(hub: Hub, tiny: Path) -> Repo:
     """The repository `someone/digits`: the saved model, a card, and files that are not taken."""
-    extra = {"README.md": b"# digits\n", "picture.png": b"\x89PNG", "train.py": b"print()", "weights.bin": b"\x80\x02"}
+    extra = {"README.md": b"# digits\n", "photo.png": b"\x89PNG", "train.py": b"print()", "weights.bin": b"\x80\x02"}
     hub.repos["someone/digits"] = Repo(files_of(tiny) | extra)
     return hub.repos["someone/digits"]

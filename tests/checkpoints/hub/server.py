@@ -82,7 +82,7 @@ class Repo:
 
 
 class Hub:
-    """The hub: its repositories, and what was asked of it."""
+    """The hub: its repositories, and the requests that arrived."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -98,7 +98,7 @@ class Hub:
         self.stalled.clear()
         self.goes_on.clear()
 
-    def asked(self, part: str, method: str = "GET") -> list[Seen]:
+    def requested(self, part: str, method: str = "GET") -> list[Seen]:
         return [one for one in self.seen if part in one.path and one.method == method]
 
 
@@ -182,8 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = repo.sent.get(path, repo.files[path])
         headers = {"ETag": f'"{repo.etag(path)}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
         status, start = 200, 0
-        if (asked := self.headers.get("Range")) is not None:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
+        if (requested := self.headers.get("Range")) is not None:
+            start = int(requested.removeprefix("bytes=").split("-")[0])
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content) - start)}.items():
@@ -208,10 +208,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "authorization" not in {k.lower() for k in self.headers}:
             self.refuse(401, "")
         elif parts == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
+            requested = json.loads(body)
+            name = f"{requested['organization']}/{requested['name']}"
             fresh = self.hub.repos.setdefault(name, Repo({}, {}))
-            fresh.private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            fresh.private = requested.get("visibility") == "private" or bool(requested.get("private"))
             self.as_json({"url": f"{self.hub.address}/{name}"})
         elif parts == ["api", "validate-yaml"]:
             self.as_json({"errors": [], "warnings": []})

@@ -66,18 +66,18 @@ def test_a_model_that_is_not_here_is_offered(hub: Hub, published: Repo, monkeypa
         open_model(NAME, CPU)
     assert run(["sample", "sd-turbo", "a cat"]) == 1
     assert "`unveil get sd-turbo` downloads it" in capsys.readouterr().err
-    asked: list[str] = []
-    monkeypatch.setattr(Console, "ask", lambda self, question: bool(asked.append(question)))  # no
+    requested: list[str] = []
+    monkeypatch.setattr(Console, "ask", lambda self, question: bool(requested.append(question)))  # no
     with pytest.raises(WeightsError, match="is not on this machine"):
         open_model(NAME, CPU)
-    assert len(asked) == 1
+    assert len(requested) == 1
     assert hub.seen == []  # nothing is looked up before the answer
-    monkeypatch.setattr(Console, "ask", lambda self, question: not asked.append(question))  # yes
+    monkeypatch.setattr(Console, "ask", lambda self, question: not requested.append(question))  # yes
     model, source = open_model(NAME, CPU)
     assert (model.shape, source.name) == ((1, 8, 8), "digits")
-    assert asked[-1].startswith("Download 19")
+    assert requested[-1].startswith("Download 19")
     assert open_model(NAME, CPU)[1] == source
-    assert len(asked) == 3  # it is here now
+    assert len(requested) == 3  # it is here now
 
 
 def test_the_base_of_a_recipe_is_offered_too(hub: Hub, published: Repo, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_path_is_not_offered(hub: Hub):
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_file_keeps_nothing(hub: Hub, published: Repo, tmp_path: Path):
-    """A process of its own, with the address and the token of its environment."""
+    """A separate process, with the address and the token of its environment."""
     published.stalls = "denoiser.safetensors"
     own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_DEBUG": "1", "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "unveil", "get", NAME]

@@ -48,7 +48,7 @@ def test_a_model_is_there_under_its_name_without_a_second_copy(hub: Hub, publish
     )  # fmt: skip
     assert f"{len(planned.selection.files)} files, 19" in planned.text()
     model = get.fetch(planned, Console(quiet=True))
-    assert files_of(model.path) == files_of(tiny)  # no picture, no code, no pickle
+    assert files_of(model.path) == files_of(tiny)  # no image, no code, no pickle
     assert model.path == model_folder.models_dir() / "checkpoints" / NAME
     for name in files_of(model.path):
         cached = huggingface_hub.try_to_load_from_cache(NAME, name, revision=published.commit)
@@ -60,9 +60,9 @@ def test_a_model_is_there_under_its_name_without_a_second_copy(hub: Hub, publish
 
 def test_the_same_commit_is_not_downloaded_twice_and_another_one_replaces_nothing_unasked(hub: Hub, published: Repo):
     take()
-    asked = len(hub.asked("/resolve/"))
+    requested = len(hub.requested("/resolve/"))
     assert take().was_there
-    assert len(hub.asked("/resolve/")) == asked
+    assert len(hub.requested("/resolve/")) == requested
     published.files |= {"manifest.json": published.files["manifest.json"] + b"\n"}
     with pytest.raises(AlreadyExists, match="--force"):
         take()
@@ -74,7 +74,7 @@ def test_a_cut_download_resumes_where_it_was(hub: Hub, published: Repo, monkeypa
     published.cut[WEIGHTS] = [1000]
     model = take()
     assert (model.path / WEIGHTS).read_bytes() == published.files[WEIGHTS]
-    ranges = [one.headers.get("range") for one in hub.asked(WEIGHTS) if one.storage]
+    ranges = [one.headers.get("range") for one in hub.requested(WEIGHTS) if one.storage]
     assert ranges == [None, "bytes=1000-"]
 
 
@@ -117,9 +117,9 @@ def test_ctrl_c_keeps_nothing_and_the_finished_files_of_the_cache(hub: Hub, publ
         take()
     assert nothing_is_there()
     monkeypatch.setattr(client, "download", whole)
-    asked = len(hub.asked("card.md"))
+    requested = len(hub.requested("card.md"))
     take()
-    assert len(hub.asked("card.md")) == asked
+    assert len(hub.requested("card.md")) == requested
 
 
 def test_ctrl_c_while_it_is_linked_keeps_nothing(hub: Hub, published: Repo, monkeypatch):
@@ -136,12 +136,12 @@ def test_ctrl_c_while_it_is_linked_keeps_nothing(hub: Hub, published: Repo, monk
     assert nothing_is_there()
 
 
-def test_the_disk_is_asked_first(hub: Hub, published: Repo, monkeypatch):
+def test_the_disk_is_checked_first(hub: Hub, published: Repo, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 1000))
     with pytest.raises(OutOfResources, match=r"needs 1\d\d KiB in .*1000 B free.*set HF_HOME"):
         get.plan(NAME)
-    assert not hub.asked(WEIGHTS, "HEAD")
+    assert not hub.requested(WEIGHTS, "HEAD")
 
 
 def test_a_disk_that_fills_up_keeps_nothing(hub: Hub, published: Repo, monkeypatch):
@@ -221,7 +221,7 @@ def test_pickles_are_refused_with_the_way_out_which_works(hub: Hub, tmp_path: Pa
     ) as no:
         get.plan("someone/old")
     assert "@REVISION" in str(no.value)
-    assert not hub.asked(".ckpt")
+    assert not hub.requested(".ckpt")
     model = take("someone/old", "old.ckpt")
     assert (model.path.name, model.tasks) == ("old.ckpt", ("convert",))
     assert model.use().startswith(f"unveil convert {model.path} ")
@@ -258,7 +258,7 @@ def test_a_folder_of_diffusers_is_taken_by_its_parts_in_one_variant(hub: Hub):
     files["model_index.json"] = b'{"_class_name": "KandinskyPipeline"}'
     with pytest.raises(WeightsError, match="someone/sd: KandinskyPipeline is not a pipeline that can be read"):
         get.plan("someone/sd")
-    assert not hub.asked("unet/diffusion_pytorch_model.safetensors")
+    assert not hub.requested("unet/diffusion_pytorch_model.safetensors")
 
 
 def test_one_of_several_files_is_chosen_and_lands_alone(hub: Hub):
@@ -272,6 +272,8 @@ def test_one_of_several_files_is_chosen_and_lands_alone(hub: Hub):
         RecipeError, match=r"--file firts.safetensors: no file of this name; nearest: 'first.safetensors'"
     ):
         get.plan("someone/files", ["firts.safetensors"])
+    with pytest.raises(RecipeError, match=r"someone/files: README\.md: no file of weights is among them"):
+        get.plan("someone/files", ["README.md"])
     model = take("someone/files", "sec*")
     assert model.path == model_folder.models_dir() / "checkpoints" / "someone" / "files" / "second.safetensors"
     assert model.path.read_bytes() == files["second.safetensors"]
@@ -292,7 +294,7 @@ def test_shards_that_are_missing_keep_nothing(hub: Hub):
 )
 def test_a_path_that_leads_outside_is_refused(hub: Hub, path: str):
     hub.repos["someone/bad"] = Repo({path: tensors()})
-    with pytest.raises(WeightsError, match="is no path inside of it"):
+    with pytest.raises(WeightsError, match="is not a path inside of it"):
         get.plan("someone/bad")
 
 
@@ -326,7 +328,7 @@ def test_a_license_with_conditions_is_accepted_first(hub: Hub, published: Repo, 
         get.accept(planned, Console(), accepted=False)  # no terminal to ask on
     assert (card.get("license_link") or f"{hub.address}/{NAME}") in str(refused.value)
     get.accept(planned, Console(), accepted=True)
-    asked: list[str] = []
-    monkeypatch.setattr(Console, "ask", lambda self, question: bool(asked.append(question)) or True)
+    requested: list[str] = []
+    monkeypatch.setattr(Console, "ask", lambda self, question: bool(requested.append(question)) or True)
     get.accept(planned, Console(), accepted=False)
-    assert "Do you accept it?" in asked[0]
+    assert "Do you accept it?" in requested[0]

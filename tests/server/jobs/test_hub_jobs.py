@@ -46,7 +46,7 @@ def test_only_an_admin_may_change_what_all_keys_share(models: Path, tmp_path: Pa
 
 def test_a_short_name_finds_the_downloaded_model_and_offers_a_missing_one(models: Path):
     catalog = Catalog(None)
-    with pytest.raises(WeightsError, match="no model has this name.*; the task get downloads sd-turbo; there are"):
+    with pytest.raises(WeightsError, match=r"no model has this name.*; the task get downloads sd-turbo; there are"):
         catalog.model("sd-turbo")
     with pytest.raises(WeightsError, match="the task get downloads someone/thing"):
         catalog.model("someone/thing")
@@ -76,14 +76,15 @@ def test_a_job_downloads_a_model_and_shows_no_token(queue, worker, models: Path,
             monkeypatch.setenv(name, value)
         job = done(queue, worker, "get", repository="someone/digits")
         assert job.error is None
-        assert {one.headers.get("authorization") for one in hub.asked("/someone/") if not one.storage} == {
+        assert {one.headers.get("authorization") for one in hub.requested("/someone/") if not one.storage} == {
             f"Bearer {TOKEN}"
         }
-        hub.repos["someone/digits"].gated = True
-        hub.repos["someone/digits"].files["card.md"] = b"another"
-        refused = done(queue, worker, "get", repository="someone/digits", files=["card.md"])
+        hub.repos["someone/gated"] = Repo(files_of(tmp_path / "digits"), gated=True)
+        refused = done(queue, worker, "get", repository="someone/gated")
     assert "is gated (HTTP 403)" in str(refused.error)
-    assert files_of(models / "checkpoints" / "someone" / "digits") == files_of(tmp_path / "digits")
+    assert files_of(models / "checkpoints") == {
+        f"someone/digits/{name}": content for name, content in files_of(tmp_path / "digits").items()
+    }
     places = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "home"]
     assert [path for path in places if TOKEN.encode() in path.read_bytes()] == []
     assert TOKEN not in str(job) + str(refused)

@@ -157,7 +157,7 @@ def require_path(name: str, path: str) -> None:
     """
     parts = path.split("/")
     if not _FILE_NAME.fullmatch(path) or any(part in ("", ".", "..", ".git") for part in parts):
-        raise WeightsError(f"{name}: lists the file {path[:100]!r}, which is no path inside of it; do not use it")
+        raise WeightsError(f"{name}: lists the file {path[:100]!r}, which is not a path inside of it; do not use it")
 
 
 def _license(info: Any) -> tuple[str, str]:
@@ -166,7 +166,7 @@ def _license(info: Any) -> tuple[str, str]:
     stated = card.get("license") or next(
         (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), ""
     )
-    listed = [str(one) for one in stated] if isinstance(stated, list) else [str(stated)]
+    listed = [str(part) for part in stated] if isinstance(stated, list) else [str(stated)]
     name = ", ".join(listed)
     if name in ("", "other", "unknown"):
         name = str(card.get("license_name") or name)
@@ -187,8 +187,8 @@ def _cached(name: str, revision: str) -> Repository:
     for repository in repositories:
         if (repository.repo_type, repository.repo_id) != ("model", name):
             continue
-        newest_first = sorted(repository.revisions, key=lambda found: -found.last_modified)
-        named = [found for found in newest_first if revision == found.commit_hash or revision in found.refs]
+        newest_first = sorted(repository.revisions, key=lambda snapshot: -snapshot.last_modified)
+        named = [snap for snap in newest_first if revision == snap.commit_hash or revision in snap.refs]
         if revision == MAIN:
             named += newest_first  # downloads by their commit have no name
         if named:
@@ -220,26 +220,30 @@ def download(repository: Repository, file: HubFile, advance: Advance | None = No
         WeightsError: Another hash than the listing states, or no access.
         OutOfResources: The hub cannot be reached, or the disk is full.
     """
-    hub = library()
     with explained_errors(repository.id, repository.commit, file.name):
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path = Path(
-                    hub.hf_hub_download(
-                        repository.id,
-                        file.name,
-                        revision=repository.commit,
-                        local_files_only=is_offline(),
-                        tqdm_class=_bar(advance or (lambda count: None)),
-                    )
-                )
-                break
-            except Exception as problem:
-                if attempt == ATTEMPTS or not _is_reset(problem):
-                    raise
-                time.sleep(attempt)
+        path = _download(repository, file, _bar(advance or (lambda count: None)))
     verify(repository, file, path)
     return path
+
+
+def _download(repository: Repository, file: HubFile, bar: type) -> Path:
+    """Return a file in the cache; a connection that is reset is opened again."""
+    hub, attempt = library(), 1
+    while True:
+        try:
+            path = hub.hf_hub_download(
+                repository.id,
+                file.name,
+                revision=repository.commit,
+                local_files_only=is_offline(),
+                tqdm_class=bar,
+            )
+            return Path(path)
+        except Exception as problem:
+            if attempt == ATTEMPTS or not _is_reset(problem):
+                raise
+        time.sleep(attempt)
+        attempt += 1
 
 
 def verify(repository: Repository, file: HubFile, path: Path) -> None:
@@ -332,13 +336,13 @@ def explain(problem: Exception, name: str, revision: str, file: str = "") -> Err
     """Return our error for one of the client, by its classes and the status of the answer."""
     errors = library().errors
     chain = list(_chain(problem))
-    status = next((answer.status_code for one in chain if (answer := getattr(one, "response", None)) is not None), 0)
+    status = next((answer.status_code for link in chain if (answer := getattr(link, "response", None)) is not None), 0)
     what = f"{name}: {file}" if file else name
-    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
         return OutOfResources(f"{what}: is not in the cache, and HF_HUB_OFFLINE is set; unset it to download")
-    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+    if any(isinstance(link, errors.GatedRepoError) for link in chain):
         return WeightsError(f"{name}: is gated (HTTP {status}): {_how_to_accept(name)}")
-    if any(isinstance(one, errors.RevisionNotFoundError) for one in chain):
+    if any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
         return WeightsError(f"{name}: has no revision {revision!r}; {address(name)} lists its branches and tags")
     if status in (401, 403):
         return WeightsError(
@@ -350,12 +354,12 @@ def explain(problem: Exception, name: str, revision: str, file: str = "") -> Err
     if status:
         again = "wait some minutes" if status in (408, 429) or status >= 500 else "check HF_ENDPOINT"
         return OutOfResources(f"{what}: the hub at {address()} answered HTTP {status}; {again} and try again")
-    for one in chain:
-        if isinstance(one, OSError) and one.errno is not None and one.filename is not None:
-            return explained(Path(str(one.filename)), one)
-        if isinstance(one, OSError) and one.errno is not None and not _is_transport(one):
-            return explained(Path(library().constants.HF_HUB_CACHE), one)
-    if any(_is_transport(one) for one in chain):
+    for link in chain:
+        if isinstance(link, OSError) and link.errno is not None and link.filename is not None:
+            return explained(Path(str(link.filename)), link)
+        if isinstance(link, OSError) and link.errno is not None and not _is_transport(link):
+            return explained(Path(library().constants.HF_HUB_CACHE), link)
+    if any(_is_transport(link) for link in chain):
         return OutOfResources(
             f"{what}: the hub at {address()} cannot be reached; check the connection, set HF_ENDPOINT to a mirror, or "
             "set HF_HUB_OFFLINE=1 to use the cache only"
@@ -388,4 +392,4 @@ def _is_transport(problem: BaseException) -> bool:
 
 def _is_reset(problem: BaseException) -> bool:
     """Return whether a connection was reset while it sent a file, after which the client gives up."""
-    return any(type(one).__name__ == "ReadError" for one in _chain(problem))
+    return any(type(link).__name__ == "ReadError" for link in _chain(problem))

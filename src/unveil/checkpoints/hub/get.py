@@ -41,7 +41,7 @@ class DownloadPlan:
     """What a download takes, and what it is for.
 
     Attributes:
-        name: Name of the model as it was asked for.
+        name: Name of the model as it was typed.
         repository: Repository at one commit.
         selection: Files that are taken.
         patterns: Patterns that chose them.
@@ -205,7 +205,7 @@ def _settings(repository: Repository, file: HubFile) -> Mapping[str, Any]:
 
 
 def _require_pipeline(repository: Repository) -> str:
-    """Return the class of diffusers that a repository was written by; empty: it is no folder of a pipeline.
+    """Return the class of diffusers that a repository was written by; empty: another kind of repository.
 
     Raises:
         WeightsError: A pipeline that is not read, or something in the folder that would have to be run.
@@ -227,8 +227,8 @@ def _require_pipeline(repository: Repository) -> str:
 
 
 def _is_cached(repository: Repository, file: HubFile) -> bool:
-    found = client.library().try_to_load_from_cache(repository.id, file.name, revision=repository.commit)
-    return isinstance(found, str)
+    cached = client.library().try_to_load_from_cache(repository.id, file.name, revision=repository.commit)
+    return isinstance(cached, str)
 
 
 def _require_space(repository: Repository, selection: Selection, missing: int) -> int:
@@ -443,7 +443,7 @@ def accept(planned: DownloadPlan, console: Console, accepted: bool) -> None:
     if accepted or not planned.needs_acceptance:
         return
     link = planned.repository.license_link or client.address(planned.repository.id)
-    named = f"the license {planned.license!r}" if planned.license else "unknown conditions: no license is stated"
+    named = f"the license {planned.license!r}" if planned.license else "unknown conditions: no license"
     answer = console.ask(f"{planned.repository.id} has {named} ({link}). Do you accept it?")
     if not answer:
         raise RecipeError(
@@ -458,7 +458,7 @@ def offer(name: str, console: Console) -> Path | None:
         The model; None: the name cannot be one of the hub.
 
     Raises:
-        WeightsError: There is no terminal to ask on, or the answer was no; names the command that downloads it.
+        WeightsError: Without a terminal to ask on, or after the answer no; names the command that downloads it.
         Error: As `plan` and `fetch`.
     """
     if not table.is_offered(name):

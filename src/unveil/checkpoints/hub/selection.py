@@ -88,12 +88,14 @@ def _matching(repository: Repository, patterns: Iterable[str]) -> list[HubFile]:
         usable = [file for file in matches if _is_read(file) or file.suffix in PICKLES]
         if not usable:
             why = (
-                "is no file of weights, settings or a vocabulary; nothing else is downloaded"
+                "neither weights nor settings nor a vocabulary; nothing else is downloaded"
                 if matches
                 else f"no file of this name{did_you_mean(pattern, names)}"
             )
             raise RecipeError(f"{repository.id}: --file {pattern}: {why}; there are: {_listed(repository.files)}")
         chosen |= {file.name: file for file in usable}
+    if not any(file.suffix in (WEIGHTS, *PICKLES) for file in chosen.values()):
+        raise RecipeError(f"{repository.id}: {', '.join(chosen)}: no file of weights is among them; add its --file")
     return list(chosen.values())
 
 
@@ -141,7 +143,7 @@ def _part(repository: Repository, part: str, readable: list[HubFile]) -> list[Hu
 
 def _one_variant(files: Sequence[HubFile]) -> list[HubFile]:
     """Return the files without those variants of weights, such as fp16, that occur beside another one in a folder."""
-    kept = list(files)
+    taken_files = list(files)
     for folder in {str(PurePosixPath(file.name).parent) for file in files}:
         inside = {
             PurePosixPath(file.name).name: file for file in files if str(PurePosixPath(file.name).parent) == folder
@@ -160,8 +162,8 @@ def _one_variant(files: Sequence[HubFile]) -> list[HubFile]:
                 for stem, variant in variants
             )
             if is_other or is_shard or is_index:
-                kept.remove(file)
-    return kept
+                taken_files.remove(file)
+    return taken_files
 
 
 def _refuse_choice(repository: Repository, files: Sequence[HubFile]) -> None:
@@ -186,7 +188,7 @@ def _only_pickles(repository: Repository, pickles: Sequence[HubFile]) -> str:
         f"{repository.id}: {_listed(pickles)}: pickles, which can run code when they are opened, and no safetensors "
         f"beside them. Ways out: a revision with safetensors, if {address(repository.id)} shows one, as "
         f"`unveil get {repository.id}@REVISION`; or `unveil get {repository.id} --file {first}` and then "
-        "`unveil convert FILE OUT`, which reads the tensors alone, in a process of its own"
+        "`unveil convert FILE OUT`, which reads the tensors alone, in a separate process"
     )
 
 

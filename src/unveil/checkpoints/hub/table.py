@@ -149,8 +149,8 @@ def resolve(name: str | Path, subfolder: model_folder.Subfolder = "checkpoints")
     if path.exists() or not is_wanted(str(name)):
         return path
     wanted = parse(str(name)).repository
-    found = model_folder.resolve_name(wanted, subfolder) if wanted != str(name) else path
-    return found if found.exists() else path
+    downloaded = model_folder.resolve_name(wanted, subfolder) if wanted != str(name) else path
+    return downloaded if downloaded.exists() else path
 
 
 def is_offered(name: str) -> bool:
@@ -198,13 +198,13 @@ def read_record(repository: str) -> Record | None:
         files = tuple(HubFile(**file) for file in content["files"])
         for file in files:
             require_path(repository, file.name)
-        found = Repository(
+        stated = Repository(
             str(content["repository"]), str(content["revision"]), str(content["license"]),
             str(content["license_link"]), files,
         )  # fmt: skip
-        if found.id != repository or not COMMIT.fullmatch(found.commit):
+        if stated.id != repository or not COMMIT.fullmatch(stated.commit):
             return None
         taken, patterns = (tuple(map(str, content[key])) for key in ("taken", "patterns"))
-        return Record(found, taken, patterns, int(content["bytes"]), int(content["weights"]), float(content["speed"]))
+        return Record(stated, taken, patterns, int(content["bytes"]), int(content["weights"]), float(content["speed"]))
     except (OSError, ValueError, KeyError, TypeError, Error):
         return None
