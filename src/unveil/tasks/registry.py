@@ -185,6 +185,7 @@ _BUNDLED = {
             "get:Get",
             "Download a model of a hub into the models folder, after showing its license and what it takes.",
         ),
+        ("push", "push:Push", "Upload a model with its card to a hub, as a repository of your account."),
         (
             "convert",
             "convert:Convert",

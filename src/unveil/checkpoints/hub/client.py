@@ -316,8 +316,14 @@ def _bar(advance: Advance) -> type:
 
 
 @contextmanager
-def explained_errors(name: str, revision: str = MAIN, file: str = "") -> Iterator[None]:
+def explained_errors(name: str, revision: str = MAIN, file: str = "", *, denied: str = "") -> Iterator[None]:
     """Turn the errors of the client into ours, whose texts contain neither headers nor a token.
+
+    Args:
+        name: OWNER/NAME.
+        revision: Branch, tag or commit.
+        file: File that is downloaded.
+        denied: What to do where the hub denies access; empty: how to accept the conditions of a gated repository.
 
     Raises:
         WeightsError: No such repository, revision or file, or no access, with the place where it is given.
@@ -329,10 +335,10 @@ def explained_errors(name: str, revision: str = MAIN, file: str = "") -> Iterato
         raise
     except Exception as problem:
         # without the chain, in which headers of the request are
-        raise explain(problem, name, revision, file) from None
+        raise explain(problem, name, revision, file, denied) from None
 
 
-def explain(problem: Exception, name: str, revision: str, file: str = "") -> Error:
+def explain(problem: Exception, name: str, revision: str, file: str = "", denied: str = "") -> Error:
     """Return our error for one of the client, by its classes and the status of the answer."""
     errors = library().errors
     chain = list(_chain(problem))
@@ -344,6 +350,8 @@ def explain(problem: Exception, name: str, revision: str, file: str = "") -> Err
         return WeightsError(f"{name}: is gated (HTTP {status}): {_how_to_accept(name)}")
     if any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
         return WeightsError(f"{name}: has no revision {revision!r}; {address(name)} lists its branches and tags")
+    if status in (401, 403) and denied:
+        return WeightsError(f"{name}: access was refused (HTTP {status}); {denied}")
     if status in (401, 403):
         return WeightsError(
             f"{name}: access was refused (HTTP {status}): the name is wrong, or the repository is private or gated. If "

@@ -137,7 +137,7 @@ class Downloaded(NamedTuple):
     @property
     def makes(self) -> str:
         """What a model generates, images or videos, with their size where its settings state it; empty: unknown."""
-        return _makes(self.path) if self.kind == "model" and self.path.is_dir() else ""
+        return makes_of(self.path) if self.kind == "model" and self.path.is_dir() else ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -384,7 +384,7 @@ def _kind(selection: Selection, paths: Mapping[str, Path]) -> tuple[Kind, str]:
     return inspection.kind_of(snapshot)
 
 
-def _makes(folder: Path) -> str:
+def makes_of(folder: Path) -> str:
     """Return what the model of a folder generates, from its settings; empty: they do not say."""
     with suppress(Error, OSError, ValueError, TypeError, KeyError):
         if (folder / "model.yaml").is_file():

@@ -85,7 +85,7 @@ def _matching(repository: Repository, patterns: Iterable[str]) -> list[HubFile]:
             for file in repository.files
             if fnmatchcase(file.name, pattern) or fnmatchcase(PurePosixPath(file.name).name, pattern)
         ]
-        usable = [file for file in matches if _is_read(file) or file.suffix in PICKLES]
+        usable = [file for file in matches if is_read(file) or file.suffix in PICKLES]
         if not usable:
             why = (
                 "neither weights nor settings nor a vocabulary; nothing else is downloaded"
@@ -100,7 +100,7 @@ def _matching(repository: Repository, patterns: Iterable[str]) -> list[HubFile]:
 
 
 def _needed(repository: Repository, read: ReadSettings) -> list[HubFile]:
-    readable = [file for file in repository.files if _is_read(file)]
+    readable = [file for file in repository.files if is_read(file)]
     top = [file for file in readable if "/" not in file.name]
     if (manifest := repository.find(MANIFEST)) is not None:  # saved by this library
         listed = read(manifest).get("files")
@@ -192,7 +192,7 @@ def _only_pickles(repository: Repository, pickles: Sequence[HubFile]) -> str:
     )
 
 
-def _is_read(file: HubFile) -> bool:
+def is_read(file: HubFile) -> bool:
     """Return whether a file is one of weights, settings, a vocabulary, the card or a license."""
     name = PurePosixPath(file.name).name
     return (
