@@ -21,7 +21,7 @@ def push_model(task: Push, context: TaskContext) -> TaskResult:
 
     Raises:
         RecipeError: The name of the repository cannot be one.
-        WeightsError: The source is no model, or the token is missing or may not write.
+        WeightsError: The source is not a model, or the token is missing or may not write.
         OutputError: The repository has weights already, and `force` is not set.
         OutOfResources: The hub cannot be reached.
     """

@@ -36,12 +36,16 @@ def save(folder: Path) -> None:
 def test_only_an_admin_may_change_what_all_keys_share(models: Path, tmp_path: Path):
     inputs = SimpleNamespace(info=None, path=None)
     catalog = Catalog(tmp_path / "runs")
-    requests = {"get": {"repository": "someone/digits"}, "convert": {"source": "ddpm-digits", "output": "mine"}}
+    requests = {
+        "get": {"repository": "someone/digits"},
+        "push": {"source": "ddpm-digits", "repository": "me/digits"},
+        "convert": {"source": "ddpm-digits", "output": "mine"},
+    }
     for kind, request in requests.items():
         with pytest.raises(AdminRequired, match=f"{kind}: .*needs a key with the role admin"):
             job_cost(kind, request, catalog, inputs, is_admin=False)  # type: ignore[arg-type]
         assert job_cost(kind, request, catalog, inputs, is_admin=True) == 1.0  # type: ignore[arg-type]
-    assert [name for name in registry.BUNDLED if registry.task_class(name).admin] == ["get"]
+    assert [name for name in registry.BUNDLED if registry.task_class(name).admin] == ["get", "push"]
 
 
 def test_a_short_name_finds_the_downloaded_model_and_offers_a_missing_one(models: Path):

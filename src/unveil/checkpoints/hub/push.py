@@ -77,7 +77,7 @@ def prepared(source: Path) -> Iterator[Upload]:
         source: File or folder, or name of a bundled model.
 
     Raises:
-        WeightsError: It is no model, or is damaged.
+        WeightsError: It is not a model, or is damaged.
         RecipeError: A file that is not safetensors.
     """
     with tempfile.TemporaryDirectory() as scratch:
