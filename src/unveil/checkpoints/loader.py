@@ -36,7 +36,9 @@ def load(
     Raises:
         WeightsError: The model does not exist, is damaged, has no known format, or needs a setting that is missing.
     """
-    path = table.resolve(name_or_path)
+    path = model_folder.resolve_name(name_or_path, "checkpoints")
+    if not path.exists() and str(name_or_path) not in model_folder.bundled_models():
+        path = table.resolve(name_or_path)
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")
     return open_checkpoint(path, settings, dtype).model.to_inference_dtype(dtype).eval()
 

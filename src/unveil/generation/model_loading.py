@@ -13,7 +13,6 @@ import torch
 
 from unveil.checkpoints import loader, lora
 from unveil.checkpoints.formats import controlnet as controlnet_format
-from unveil.checkpoints.hub import table
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import AttachedControlNet, ControlMode
 from unveil.conditioning.image import ConcatCondition
@@ -222,12 +221,13 @@ def _found(name: str) -> Path:
     Raises:
         WeightsError: It can be one of the hub, and was not downloaded.
     """
-    path = table.resolve(name)
-    if path.exists() or name in model_folder.bundled_models() or not table.is_offered(name):
+    path = model_folder.resolve_name(name, "checkpoints")
+    if path.exists() or name in model_folder.bundled_models():
         return path
-    from unveil.checkpoints.hub import get  # which imports the readers of all pipelines
+    from unveil.checkpoints.hub import get, table  # the first one imports the readers of all pipelines
 
-    return get.offer(name, Console()) or path
+    path = table.resolve(name)
+    return path if path.exists() or not table.is_offered(name) else get.offer(name, Console()) or path
 
 
 def model_source(name: str) -> ModelSource:

@@ -318,7 +318,7 @@ def test_offline_the_cache_and_the_record_are_enough(hub: Hub, published: Repo, 
     [
         ({"license": "creativeml-openrail-m"}, "creativeml-openrail-m"),
         ({"license": "other", "license_name": "own-terms", "license_link": "https://example.org/terms"}, "own-terms"),
-        ({}, "no license is stated"),
+        ({}, "unknown conditions: no license"),
     ],
 )
 def test_a_license_with_conditions_is_accepted_first(hub: Hub, published: Repo, card, named, monkeypatch):

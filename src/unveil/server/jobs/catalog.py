@@ -93,8 +93,7 @@ class Catalog:
             WeightsError: No model has this name; for one of the hub the message says how to download it.
         """
         entries = self.models()
-        published = table.find(name)
-        if published is not None and all(entry.name != name for entry in entries):
+        if all(entry.name != name for entry in entries) and (published := table.find(name)) is not None:
             name = next((entry.name for entry in entries if entry.name == published.repository), name)
         return _find(name, entries, "model")
 
