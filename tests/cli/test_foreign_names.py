@@ -271,7 +271,7 @@ def test_a_sampler_as_other_programs_write_it(typed: str, sampler: str, schedule
         (["img2img", "a.png"], "img2img needs a model"),
         (["sampel"], "there is no such command; nearest: sample"),
         (["a red circle"], 'use `unveil sample "a red circle"`'),
-        (["sample", "stabilityai/sd", "a cat"], "give the path of a local folder or file"),
+        (["sample", "stabilityai/sd", "a cat"], "`unveil get stabilityai/sd` downloads it"),
     ],
 )
 def test_what_newcomers_type_is_answered(cli: Cli, typed: list[str], answer: str):

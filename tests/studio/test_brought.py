@@ -87,3 +87,16 @@ def test_a_full_disk_keeps_no_part_of_an_imported_file(laid: Laid, tmp_path: Pat
     monkeypatch.setattr(shutil, "copyfile", real)
     models._brought("", str(tmp_path / "style.safetensors"), "loras")
     assert left() == ["style.safetensors"]
+
+
+def test_a_published_model_is_offered_for_download(laid: Laid):
+    models = laid(ModelsTab)
+    assert "sd-turbo" in [value for _, value in models.published.choices]
+    assert "the fastest choice without a GPU" in models._published_models()
+    assert "没有 GPU 时最快的选择" in laid(ModelsTab, "zh")._published_models()
+    job, _ = models._shown("", "sd-turbo")
+    assert (job.kind, job.request) == ("get", {"repository": "sd-turbo", "dry_run": True})
+    job, _ = models._downloaded("", "someone/thing", True)
+    assert job.request == {"repository": "someone/thing", "accept_license": True}
+    with pytest.raises(Error, match="repository"):
+        models._downloaded("", None, False)

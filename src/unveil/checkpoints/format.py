@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.files import staged, write_tensors
 from unveil.model import Model
+from unveil.model.model_folder import Subfolder
 
 Kind = Literal["model", "LoRA", "ControlNet", "autoencoder", "text encoder", "unknown"]
+# Subfolder of the models folder for each kind that does not lie among the models
+SUBFOLDER_OF_KIND: Mapping[Kind, Subfolder] = {"LoRA": "loras", "ControlNet": "controlnets"}
 StateDict = Mapping[str, Tensor]
 Keys = Mapping[str, Any]  # names of a file's tensors, with whatever belongs to each
 

@@ -11,6 +11,7 @@ import torch
 from unveil.checkpoints import registry
 from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateDict
 from unveil.checkpoints.formats import native
+from unveil.checkpoints.hub import table
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, sha256
@@ -24,7 +25,8 @@ def load(
     """Load a bundled model by its name, the model of a folder, or that of a published file, in evaluation mode.
 
     Args:
-        name_or_path: Name of a bundled model or of a model in the models folder, path of a folder (a saved model, a
+        name_or_path: Name of a bundled model or of a model in the models folder (also the short name by which it was
+            downloaded), path of a folder (a saved model, a
             checkpoint, a run, a diffusers folder), or path of a published file of tensors.
         dtype: Type that the model computes in; see `Model.to_inference_dtype`. Tensors of a diffusers
             folder are copied only if they have another type.
@@ -35,6 +37,8 @@ def load(
         WeightsError: The model does not exist, is damaged, has no known format, or needs a setting that is missing.
     """
     path = model_folder.resolve_name(name_or_path, "checkpoints")
+    if not path.exists() and str(name_or_path) not in model_folder.bundled_models():
+        path = table.resolve(name_or_path)
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")
     return open_checkpoint(path, settings, dtype).model.to_inference_dtype(dtype).eval()
 

@@ -197,7 +197,8 @@ def open_model(
     """Return the model of a name, a folder or a published weights file, with its name and hash.
 
     Args:
-        name: Path of a model, name of one in the models folder (see `model.model_folder`), or of a bundled one.
+        name: Path of a model, name of one in the models folder (see `model.model_folder`), of a bundled one, or of one
+            of the hub, whose download is offered.
         where: Device of the model.
         overrides: What the keys of a published file do not state, by the names of
             `checkpoints.overrides.ModelOverrides`.
@@ -205,7 +206,7 @@ def open_model(
     """
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         raise RecipeError(f"{name}: is an image where a model is expected; the model comes first: COMMAND MODEL IMAGE")
-    path = model_folder.resolve_name(name, "checkpoints")
+    path = _found(name)
     name = str(path)
     if path.is_dir() and (folder := _adapter_folder(path)) is not None:
         return _with_adapter(folder, name, where, overrides)
@@ -220,6 +221,21 @@ def open_model(
     if entry is None or entry.converts_to is None:
         return model, model_source(name)
     return model, ModelSource(path.resolve().name, loader.digest(path))
+
+
+def _found(name: str) -> Path:
+    """Return the path of a model; the download of a published one that is not here is offered on a terminal.
+
+    Raises:
+        WeightsError: It can be one of the hub, and was not downloaded.
+    """
+    path = model_folder.resolve_name(name, "checkpoints")
+    if path.exists() or name in model_folder.bundled_models():
+        return path
+    from unveil.checkpoints.hub import get, table  # the first one imports the readers of all pipelines
+
+    path = table.resolve(name)
+    return path if path.exists() or not table.is_offered(name) else get.offer(name, Console()) or path
 
 
 def model_source(name: str) -> ModelSource:

@@ -96,6 +96,21 @@ class Console:
         """A line that matters even when quiet; it never mixes with JSON."""
         _warnings.show(text, _form(text))
 
+    def note(self, text: str) -> None:
+        """Text for a person before a question; it never mixes with JSON."""
+        print(printable(text), file=sys.stderr, flush=True)
+
+    def ask(self, question: str) -> bool | None:
+        """Ask a person to answer yes or no; without an answer, no counts.
+
+        Returns:
+            The answer; None: without a terminal.
+        """
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def result(self, facts: Mapping[str, Any], text: str) -> None:
         """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:

@@ -25,6 +25,7 @@ _JUNK = (".DS_Store", "Thumbs.db")  # of systems that show folders
 _FRAME = re.compile(r"frame_\d+\.png")
 _SAYS = ("model_index.json", "adapter_config.json", "config.json")  # what a folder is, in the layouts of others
 _PARTS = {".json", ".safetensors", ".txt", ".model", ".md", ".yaml"}  # that it then may hold
+_LEGAL = ("LICENSE", "NOTICE")
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL = "the disk is full"  # the wording of every message
@@ -71,7 +72,7 @@ def refuse_foreign(folder: Path) -> None:
             ours = {"manifest.json", "recipe.yaml", *json.loads((folder / "manifest.json").read_bytes())["files"]}
             held = [name for name in held if name not in ours]
     elif any((folder / name).is_file() for name in _SAYS):
-        held = [name for name in held if Path(name).suffix not in _PARTS]
+        held = [name for name in held if Path(name).suffix not in _PARTS and Path(name).name not in _LEGAL]
     else:
         held = [name for name in held if not _FRAME.fullmatch(name)]
     if held:

@@ -16,6 +16,8 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLO
 # of processes that compute: who the user is, where Python, libraries and caches are, and the settings of the libraries
 _COMPUTE = (*_PASSED, "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TEMP", "TMP", "VIRTUAL_ENV", "CC", "CXX")
 _COMPUTE += ("DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_ADDRESSES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_COMPUTE += (*_ADDRESSES, "HF_HUB_DISABLE_XET", "SSL_CERT_FILE")
 _COMPUTE_PREFIXES = ("LC_", "PYTHON", "UNVEIL_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "NVIDIA_", "NCCL_", "CUBLAS_")
 _COMPUTE_PREFIXES += ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "ROCM_", "HIP_", "HSA_", "MIOPEN_")
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")  # parts of the names of secrets
@@ -46,7 +48,9 @@ def compute_environment() -> dict[str, str]:
     return {
         key: value
         for key, value in os.environ.items()
-        if (key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES)) and not any(part in key for part in _SECRET)
+        if (key in _COMPUTE or key.startswith(_COMPUTE_PREFIXES))
+        and not any(part in key for part in _SECRET)
+        and not (key in _ADDRESSES and "@" in value)  # a password
     }
 
 

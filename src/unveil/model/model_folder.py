@@ -243,8 +243,8 @@ def resolve_checkpoint(path: Path | str) -> Path:
         listed = f"; bundled: {', '.join(bundled)}" if bundled else ""
         others = [file.name for file in list_models("checkpoints")]
         raise WeightsError(
-            f"{name}: no such folder or bundled model{did_you_mean(name, [*bundled, *others])}{listed}; nothing is "
-            "downloaded, so give the path of a local folder or file"
+            f"{name}: no such folder or bundled model{did_you_mean(name, [*bundled, *others])}{listed}; give the path "
+            "of a local folder or file, or download a published model by `unveil get`"
         )
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
@@ -304,7 +304,8 @@ def list_models(subfolder: Subfolder | None = None) -> list[ModelFile]:
 def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
     """Return the path of a model: the path itself if it exists, else that of this name in the models folder.
 
-    A name may omit the suffix and the folders inside the subfolder. If nothing has this name, it is returned as a path.
+    A name may omit the suffix and the folders inside the subfolder; the name of a folder that contains one model stands
+    for it. If nothing has this name, it is returned as a path.
 
     Raises:
         WeightsError: Several models have this name; the message lists them.
@@ -313,7 +314,10 @@ def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
     staging.recover(path)
     if path.exists() or path.is_absolute():
         return path
-    matches = [file for file in list_models(subfolder) if _has_name(file, path.as_posix())]
+    files = list_models(subfolder)
+    matches = [file for file in files if _has_name(file, path.as_posix())]
+    if not matches:
+        matches = [file for file in files if file.name.rpartition("/")[0] == path.as_posix()]
     if len(matches) > 1:
         listed = ", ".join(str(file.path) for file in matches)
         raise WeightsError(f"{name}: {len(matches)} have this name: {listed}; give one of them as a path")

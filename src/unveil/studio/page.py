@@ -117,6 +117,7 @@ class Page:
     def watched(self) -> list[JobWatcher]:
         """All job watchers, except that of the training, whose job is restored first."""
         watchers = [tab.watch for tab in (self.image, self.video, self.tasks, self.models, self.evaluate)]
+        watchers.append(self.models.downloads)
         return [*watchers, self.train.prepared]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unveil.checkpoints import conversion
+from unveil.checkpoints.hub import table
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError
 from unveil.generation.generate import DTYPES
 from unveil.io.files import refuse_overwrite
-from unveil.model import model_folder
 from unveil.model.config import change, load_recipe, validate
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import require_diffusion_recipe
@@ -34,7 +34,7 @@ def convert_weights(task: Convert, context: TaskContext) -> TaskResult:
     source = context.path(task.source, CatalogName("model"))
     out = refuse_overwrite(context.path(task.output, CatalogName("new_model")), context.output.force)
     for subfolder in ("checkpoints", "controlnets"):
-        source = model_folder.resolve_name(source, subfolder)
+        source = table.resolve(source, subfolder)
     config, overrides = None, None
     if task.recipe is None:
         overrides = _file_facts(task.settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unveil.checkpoints import inspection
+from unveil.checkpoints.hub import table
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.console import one_line
@@ -34,7 +35,7 @@ def inspect_model(task: InspectModel, context: TaskContext) -> TaskResult:
 
 def _find(path: Path) -> Path:
     """Return the path of this name in any subfolder of the models folder, or the path itself."""
-    paths = (model_folder.resolve_name(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
+    paths = (table.resolve(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
     return next((candidate for candidate in paths if candidate != path), path)
 
 

@@ -181,6 +181,12 @@ _BUNDLED = {
     ),
     "Models": (
         (
+            "get",
+            "get:Get",
+            "Download a model of a hub into the models folder, after showing its license and what it takes.",
+        ),
+        ("push", "push:Push", "Upload a model with its card to a hub, as a repository of your account."),
+        (
             "convert",
             "convert:Convert",
             "Convert weights between the native format and those of other projects, or a run to a saved model.",

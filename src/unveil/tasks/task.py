@@ -81,6 +81,8 @@ class Task(Fields):
         common: Options for the device and for overwriting files, which the task has besides --json and --quiet.
         makes: What its files are.
         served: Why a server does not offer it; empty: it does.
+        admin: Why a server with keys takes it only with the key of an admin, besides names of new models; empty: with
+            any key.
         separate_process: A server runs it in a separate process, whose output is the log of the job and which a
             cancellation interrupts as Ctrl-C does.
     """
@@ -96,6 +98,7 @@ class Task(Fields):
     common: ClassVar[tuple[str, ...]] = ("device", "force")
     makes: ClassVar[str] = "files"
     served: ClassVar[str] = ""
+    admin: ClassVar[str] = ""
     separate_process: ClassVar[bool] = False
 
     @classmethod

@@ -112,16 +112,29 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         RecipeError: Diffusers or transformers is not installed.
     """
     folder = PipelineFolder(path)
-    if folder.kind not in PIPELINES:
-        supported = list(PIPELINES)
-        raise WeightsError(
-            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
-            f"{did_you_mean(folder.kind, supported)}"
-        )
+    require_known(folder.kind, path)
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
         model.source_folder = path
     return model.to_inference_dtype(dtype).eval()
+
+
+def require_known(kind: str, where: object) -> None:
+    """Check that a pipeline is one that is read.
+
+    Args:
+        kind: Its class.
+        where: Folder or repository, for the error.
+
+    Raises:
+        WeightsError: It is not; names those that are.
+    """
+    if kind not in PIPELINES:
+        supported = list(PIPELINES)
+        raise WeightsError(
+            f"{where}: {kind} is not a pipeline that can be read; those are {', '.join(supported)}"
+            f"{did_you_mean(kind, supported)}"
+        )
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:

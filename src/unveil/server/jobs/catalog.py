@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from unveil.checkpoints.hub import table
 from unveil.data.image_decoding import safe_join
 from unveil.errors import DataError, Error, RecipeError, WeightsError, did_you_mean
 from unveil.model import model_folder
@@ -86,12 +87,15 @@ class Catalog:
         return list({entry.name: entry for entry in reversed(entries)}.values())[::-1]
 
     def model(self, name: str) -> CatalogEntry:
-        """Return the model with this name.
+        """Return the model with this name, or the downloaded one of the short name of a published model.
 
         Raises:
-            WeightsError: No model has this name.
+            WeightsError: No model has this name; for one of the hub the message says how to download it.
         """
-        return _find(name, self.models(), "model")
+        entries = self.models()
+        if all(entry.name != name for entry in entries) and (published := table.find(name)) is not None:
+            name = next((entry.name for entry in entries if entry.name == published.repository), name)
+        return _find(name, entries, "model")
 
     def free_run_name(self, run: str) -> str:
         """Return this run name, or the first numbered variant that no model has.
@@ -243,7 +247,9 @@ def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry
             return entry
     names = [entry.name for entry in entries]
     listed = ", ".join(names[:20]) or "none"
-    raise WeightsError(f"{name[:200]!r}: no {kind} has this name{did_you_mean(name, names)}; there are: {listed}")
+    offered = f"; the task get downloads {name}" if kind == "model" and table.is_wanted(name) else ""
+    near = did_you_mean(name, names)
+    raise WeightsError(f"{name[:200]!r}: no {kind} has this name{near}{offered}; there are: {listed}")
 
 
 def _new_file(subfolder: model_folder.Subfolder, name: str) -> Path:

@@ -78,12 +78,10 @@ def job_cost(
             if former in request:
                 raise RecipeError(f"request: {former}: here it is {name}")
     task = parse_request(kind, request)
-    if not is_admin and any(
-        isinstance(reference.mark, CatalogName) and reference.mark.kind in SHARED_NEW for reference in task.references()
-    ):
+    if not is_admin and (why := _needs_admin(task)):
         raise AdminRequired(
-            f"{kind}: adds a model that all keys share, which needs a key with the role admin; ask the operator of the "
-            "server to write admin after the key in its file of API keys"
+            f"{kind}: {why}, which needs a key with the role admin; ask the operator of the server to write admin "
+            "after the key in its file of API keys"
         )
     check_recipe(task)
     check_references(task, catalog, inputs)
@@ -93,6 +91,14 @@ def job_cost(
             f"{cost:.4g} megapixel evaluations, and a job may take {budget:g}; reduce the number, size, length or steps"
         )
     return cost or 1.0
+
+
+def _needs_admin(task: Task) -> str:
+    """Why a task is for admins only; empty: it is not."""
+    adds_shared = any(
+        isinstance(reference.mark, CatalogName) and reference.mark.kind in SHARED_NEW for reference in task.references()
+    )
+    return task.admin or ("adds a model that all keys share" if adds_shared else "")
 
 
 def _model_info(task: Task, catalog: Catalog) -> ModelInfo:

@@ -1,4 +1,4 @@
-"""Models tab: list, inspect, import and convert models."""
+"""Models tab: list, inspect, download, import and convert models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.checkpoints import registry
+from unveil.checkpoints.format import SUBFOLDER_OF_KIND
+from unveil.checkpoints.hub.table import published_models
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.files import read_header, staged
 from unveil.model import model_folder
@@ -21,10 +23,10 @@ from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher
 from unveil.studio.task_form import plain_type
 from unveil.tasks.convert import Convert
+from unveil.tasks.get import Get
 from unveil.tasks.inspect import InspectModel
 from unveil.tasks.task import TaskContext, TaskOutput
 
-DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
 
 
@@ -45,6 +47,20 @@ class ModelsTab(Tab):
         gr.HTML(job_html.hint(where))
         self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
         self.detail = gr.HTML(elem_id="models-detail")
+        with gr.Accordion(tr("Download a model"), open=False, elem_id="models-download"):
+            gr.HTML(self._published_models())
+            self.published = gr.Dropdown(
+                list(published_models()),
+                value=None,
+                allow_custom_value=True,
+                label=tr("Name, or OWNER/REPO of the hub"),
+                elem_id="models-published",
+            )
+            self.accepted = gr.Checkbox(False, label=tr("Accept the license"), elem_id="models-accepted")
+            self.show = gr.Button(tr("Show what it takes"), elem_id="models-show")
+            self.download = gr.Button(tr("Download"), elem_id="models-get")
+            self.downloads = LogWatcher(self, "get", tr("Choose a model; its license and size are shown first."))
+            self.downloads.build()
         with gr.Accordion(tr("Import a file"), open=False, elem_id="models-import"):
             self.file = gr.File(
                 label=tr("Weights file"), file_types=[*model_folder.WEIGHT_SUFFIXES], elem_id="models-file", height=120
@@ -75,6 +91,8 @@ class ModelsTab(Tab):
         self.on(self.bring.click, self._brought, [self.file, self.subfolder], seen)
         inputs = [self.source, self.layout, self.dtype, self.output]
         self.watch.begins(self.convert.click, self._converted, inputs)
+        self.downloads.begins(self.show.click, self._shown, [self.published])
+        self.downloads.begins(self.download.click, self._downloaded, [self.published, self.accepted])
 
     @property
     def _subfolder_names(self) -> dict[str, str]:
@@ -89,6 +107,15 @@ class ModelsTab(Tab):
         rows = [self._row(kind, entry) for kind, entries in kinds.items() for entry in entries]
         heads = [tr("Name"), tr("Type"), tr("Source"), tr("Output"), tr("Size"), tr("Steps"), tr("Actions")]
         return job_html.table(heads, rows)
+
+    def _published_models(self) -> Markup:
+        """Return the table of published models with a short name."""
+        tr, chinese = self.tr, self.tr.language == "zh"
+        rows = [
+            [model.name, model.purpose_zh if chinese else model.purpose, model.license]
+            for model in published_models().values()
+        ]
+        return job_html.table([tr("Name"), tr("Good for"), tr("License")], rows)
 
     def _row(self, kind: str, entry: CatalogEntry) -> list[object]:
         tr, info = self.tr, model_info(entry)
@@ -163,11 +190,18 @@ class ModelsTab(Tab):
             raise DataError(tr("{name} was not imported: {why}", name=name, why=why)) from problem
         if detected is None:
             return tr("tensors in an unknown format")
-        fits = DRAWERS.get(detected.format.kind, "checkpoints")
+        fits = SUBFOLDER_OF_KIND.get(detected.format.kind, "checkpoints")
         if fits != subfolder:
             kind = self._subfolder_names[fits]
             raise RecipeError(tr("{name} was not imported: its content is of type {kind}.", name=name, kind=kind))
         return detected.signature.title
+
+    def _shown(self, owner: str, name: str | None) -> tuple[Job, list[Any]]:
+        return self.client.submit(Get.name, {"repository": name or "", "dry_run": True}, owner), []
+
+    def _downloaded(self, owner: str, name: str | None, accepted: bool) -> tuple[Job, list[Any]]:
+        request = {"repository": name or "", "accept_license": accepted}
+        return self.client.submit(Get.name, request, owner), []
 
     def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
         request = {"source": source or "", "format": layout, "dtype": dtype, "output": name}
