@@ -1,0 +1,189 @@
+"""Places and directions of a free prompt: "in the top left corner", "from left to right", "off the left wall"."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from unveil.playground.prompt_tokens import Word
+
+WAYS = {"left": "left", "right": "right", "up": "top", "down": "bottom"}  # direction -> side of the image ahead
+_TOWARDS = {side: way for way, side in WAYS.items()}
+_OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+_LINKS = ("article", "known", "plain", "copula", "shade", "at")
+_PLACED = ("side", "centre", "corner", "edge", "wall", "direction")
+
+
+class Course(NamedTuple):
+    """Places and directions of a prompt.
+
+    Attributes:
+        ways: One direction, or a horizontal and a vertical one.
+        start: Place of the first frame, as in `words.yaml`; None if it is not stated.
+        walls: Sides of the image that are hit.
+        omitted: What contradicts itself.
+        first_motion: "way" if the directions come before the other motions.
+    """
+
+    ways: tuple[str, ...] = ()
+    start: str | None = None
+    walls: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
+    first_motion: str = ""
+
+
+class _Part(NamedTuple):
+    """One phrase of a place: its preposition, what it names, and its begin and end among the words."""
+
+    preposition: str
+    sides: tuple[str, ...]
+    nouns: tuple[str, ...]  # kinds of words besides the sides
+    directions: tuple[str, ...]
+    begin: int
+    end: int
+
+
+def course_of(found: Sequence[Word]) -> Course:
+    """Return the places and directions of a prompt.
+
+    Args:
+        found: Words of the prompt without those of the background and of further objects.
+    """
+    parts = _parts(found)
+    ways: list[str] = []
+    origins: list[str] = []
+    places: list[str] = []
+    walls: list[str] = []
+    omitted: list[str] = []
+    for number, part in enumerate(parts):
+        following = parts[number + 1] if number + 1 < len(parts) else None
+        role = _role(found, part, following)
+        if role == "wall":
+            walls += part.sides or part.directions
+        elif role == "from":
+            origins += [*(_TOWARDS[side] for side in part.sides), *part.directions]
+        elif role == "to":
+            ways += [*(_TOWARDS[side] for side in part.sides), *part.directions]
+            if "centre" in part.nouns and not part.sides:
+                omitted.append("a motion to the centre")
+        elif role == "place":
+            places.append(_place(part))
+    first = min((part.begin for part in parts if part.directions or part.sides), default=len(found))
+    verb = min((at for at, word in enumerate(found) if word.kind == "motion"), default=len(found))
+    kept, conflict = _consistent(ways)
+    if not kept and origins and not any(word.kind == "motion" for word in found):
+        kept, _ = _consistent([_OPPOSITE[way] for way in origins])
+    if conflict:
+        omitted.append("more than one direction")
+    if not places and origins and kept:
+        places += _origin(origins, kept)
+    start, twice = _one_place(places)
+    omitted += ["more than one place"] if twice else []
+    return Course(tuple(kept), start, tuple(walls), tuple(omitted), "way" if first < verb else "")
+
+
+def _parts(found: Sequence[Word]) -> list[_Part]:
+    parts: list[_Part] = []
+    at = 0
+    while at < len(found):
+        part = _part(found, at)
+        if part is None:
+            at += 1
+        else:
+            parts.append(part)
+            at = part.end
+    return parts
+
+
+def _part(found: Sequence[Word], begin: int) -> _Part | None:
+    """Return the phrase of a place or direction that begins at a word; None if there is none."""
+    at, preposition = begin, ""
+    if found[at].kind in ("to", "from", "at", "hit"):
+        preposition = found[at].kind
+        at += 1
+        while at < len(found) and found[at].kind in ("article", "known", "plain", "to", "at", "shade"):
+            preposition = found[at].kind if found[at].kind == "to" and preposition == "at" else preposition
+            at += 1
+    if at < len(found) and found[at].kind == "sky" and preposition in ("from", "to"):
+        return _Part(preposition, ("top",), (), (), begin, at + 1)
+    sides: list[str] = []
+    nouns: list[str] = []
+    directions: list[str] = []
+    first = at
+    while at < len(found):
+        kind = found[at].kind
+        of_wall = found[at].text == "\u7684" and at + 1 < len(found) and found[at + 1].kind in ("wall", "corner")
+        if kind == "side":
+            sides.append(found[at].value)
+        elif kind == "direction" and not sides and not directions:
+            directions.append(found[at].value)
+        elif kind in ("centre", "corner", "edge", "wall"):
+            nouns.append(kind)
+        elif not of_wall or at == first:
+            break
+        at += 1
+    if not sides and not directions and not {"centre", "corner"} & set(nouns):
+        return None
+    return _Part(preposition, tuple(sides), tuple(nouns), tuple(directions), begin, at)
+
+
+def _role(found: Sequence[Word], part: _Part, following: _Part | None) -> str:
+    """Return what a phrase states: "wall", "from", "to" or "place"."""
+    leads = following is not None and following.preposition == "to" and following.begin == part.end
+    if part.preposition == "hit" or "wall" in part.nouns:
+        return "wall" if part.sides or part.directions else "none"
+    if part.preposition in ("from", "to"):
+        return part.preposition
+    if part.directions:
+        return "from" if leads and part.preposition == "at" else "to"
+    if leads:
+        return "from"
+    if part.preposition == "at" or {"centre", "corner"} & set(part.nouns) and not part.sides:
+        return "place"
+    before = found[part.begin - 1] if part.begin else None
+    behind = found[part.end] if part.end < len(found) else None
+    if found[part.begin].language == "zh":
+        return "place" if part.nouns else "to"
+    moving = before is not None and before.kind in ("go", "direction", "speed")
+    if moving or (before is not None and before.kind == "also" and not part.nouns):
+        return "to"
+    adjective = behind is not None and behind.kind in ("size", "colour", "nearest", "shape")
+    definite = before is not None and before.kind in ("article", "known")
+    if part.nouns or (adjective and definite) or {"top", "bottom"} & set(part.sides):
+        return "place"
+    return "to"
+
+
+def _consistent(ways: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the first direction along each axis, and whether others contradict them."""
+    across = [way for way in dict.fromkeys(ways) if way in ("left", "right")]
+    upright = [way for way in dict.fromkeys(ways) if way in ("up", "down")]
+    return [*across[:1], *upright[:1]], len(across) > 1 or len(upright) > 1
+
+
+def _origin(origins: Collection[str], ways: Sequence[str]) -> list[str]:
+    """Return the place that a motion sets out from, if it is opposite to the direction along every axis."""
+    if {_OPPOSITE[way] for way in ways} != set(origins):
+        return []
+    return [_named_place(tuple(WAYS[way] for way in origins))]
+
+
+def _place(part: _Part) -> str:
+    if not part.sides:
+        return "centre" if "centre" in part.nouns else "upper left"  # any corner
+    return _named_place(part.sides)
+
+
+def _named_place(sides: Sequence[str]) -> str:
+    upright = next((side for side in sides if side in ("top", "bottom")), "")
+    across = next((side for side in sides if side in ("left", "right")), "")
+    if upright and across:
+        return f"{'upper' if upright == 'top' else 'lower'} {across}"
+    return upright or across or "centre"
+
+
+def _one_place(places: Sequence[str]) -> tuple[str | None, bool]:
+    """Return the first place, and whether others contradict it; the middle of a side is at this side."""
+    named = list(dict.fromkeys(places))
+    sides = [place for place in named if place != "centre"] or named
+    return (sides[0] if sides else None), len(sides) > 1
