@@ -115,7 +115,7 @@ def _part(found: Sequence[Word], begin: int) -> _Part | None:
         of_wall = found[at].text == "\u7684" and at + 1 < len(found) and found[at + 1].kind in ("wall", "corner")
         if kind == "side":
             sides.append(found[at].value)
-        elif kind == "direction" and not sides and not directions:
+        elif kind == "direction" and not sides and not nouns and not directions and not _is_verb(found[at], preposition):
             directions.append(found[at].value)
         elif kind in ("centre", "corner", "edge", "wall"):
             nouns.append(kind)
@@ -125,6 +125,11 @@ def _part(found: Sequence[Word], begin: int) -> _Part | None:
     if not sides and not directions and not {"centre", "corner"} & set(nouns):
         return None
     return _Part(preposition, tuple(sides), tuple(nouns), tuple(directions), begin, at)
+
+
+def _is_verb(word: Word, preposition: str) -> bool:
+    """Return True for a verb behind "from", which is no place: "falls" in contrast to "up"."""
+    return preposition == "from" and word.text not in ("up", "down")
 
 
 def _role(found: Sequence[Word], part: _Part, following: _Part | None) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
+from unveil.nn.tokenizer import tokenize
 from unveil.playground.caption_parser import ambiguous, contradictory, language_of, parse, unparsed
 from unveil.playground.prompt_directions import WAYS, Course, course_of
 from unveil.playground.prompt_tokens import EMOJI, NEAREST, NUMBER, PAUSE, UNKNOWN, Word, has_emoji, split_prompt
-from unveil.playground.world.caption_templates import LANGUAGES, Facts, Language, phrase, words
+from unveil.playground.world.caption_templates import LANGUAGES, LISTS, Facts, Language, phrase, words
 
 _ADJECTIVES = ("size", "colour", NEAREST, "dull", "shade")
 _FILLING = ("article", "known", "plain", "copula", "shade")
@@ -44,6 +46,11 @@ class PromptReading(NamedTuple):
     changes: tuple[str, ...] = ()
     omitted: tuple[str, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        """True if all of the prompt will be drawn."""
+        return bool(self.text) and not self.omitted
+
 
 @dataclass(frozen=True)
 class PlaygroundVocabulary:
@@ -51,9 +58,11 @@ class PlaygroundVocabulary:
 
     Attributes:
         values: Values of each attribute whose phrase the model knows, by language.
+        others: Further words that the model learned, from captions of other videos.
     """
 
     values: Mapping[Language, Mapping[str, tuple[str, ...]]]
+    others: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, tokens: Collection[str]) -> PlaygroundVocabulary | None:
@@ -61,7 +70,8 @@ class PlaygroundVocabulary:
         there = frozenset(tokens)
         values = {language: _known_values(language, there) for language in LANGUAGES}
         read = {language: known for language, known in values.items() if known["camera"] and len(known["shape"]) > 2}
-        return cls(read) if read else None
+        others = frozenset(token for token in there if not token.isdigit()) - _playground_tokens()
+        return cls(read, others) if read else None
 
     def language(self, prompt: str) -> Language:
         """Return the language of a prompt if the model knows it, else the model's own."""
@@ -78,6 +88,18 @@ class PlaygroundVocabulary:
         return f"{text}, on a {_either(grounds)} background"
 
 
+@cache
+def _playground_tokens() -> frozenset[str]:
+    """Return the tokens of all captions of the playground."""
+    texts: list[str] = []
+    for language in LANGUAGES:
+        table = words(language)
+        texts += [phrase for attribute in LISTS for phrases in table[attribute].values() for phrase in phrases]
+        sentences = table["sentences"].values()
+        texts += [form for entry in sentences for form in ([entry] if isinstance(entry, str) else entry)]
+    return frozenset(token for text in texts for token in tokenize(text)) | {"mov"}
+
+
 _MOTION_NAMES = {
     "still": "stays still", "left": "moves left", "right": "right", "up": "up", "down": "down",
     "diagonal": "diagonally", "bounce": "bounces", "orbit": "moves in a circle", "grow": "grows", "shrink": "shrinks",
@@ -87,8 +109,6 @@ _MOTION_NAMES = {
 
 def _known_values(language: Language, tokens: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Return the values of each attribute whose sentence form consists of known tokens."""
-    from unveil.nn.tokenizer import tokenize
-
     table = words(language)
     return {
         attribute: tuple(
@@ -104,7 +124,8 @@ def _known_values(language: Language, tokens: Collection[str]) -> dict[str, tupl
 def read_prompt(prompt: str, vocabulary: PlaygroundVocabulary) -> PromptReading:
     """Read a prompt.
 
-    A caption in the playground's own words of one object that the model knows is returned unchanged.
+    A caption in the playground's own words of one object that the model knows is returned unchanged, and so is a prompt
+    with words that the model learned from other captions.
 
     Args:
         prompt: Text in English or Chinese, as people type it.
@@ -112,7 +133,9 @@ def read_prompt(prompt: str, vocabulary: PlaygroundVocabulary) -> PromptReading:
     """
     if _is_caption(prompt, vocabulary):
         return PromptReading(prompt, prompt)
-    found, changes = split_prompt(prompt)
+    found, changes = split_prompt(prompt, vocabulary.others)
+    if any(set(tokenize(word.text)) & vocabulary.others for word in found if word.kind in (UNKNOWN, "other")):
+        return PromptReading(prompt, prompt)  # about what the model learned from other videos
     reader = _Reader(found, vocabulary.values[vocabulary.language(prompt)])
     facts = reader.read()
     text = caption_of(facts, vocabulary.language(prompt))
@@ -181,10 +204,12 @@ class _Reader:
         self._only_first_object()
         thing = self._named() | self._moved()
         stated = {name: value for name, value in thing.items() if self._drawn(name, value)}
-        if stated.get("motion") not in _MOVING:
+        if stated.get("motion", "left") not in _MOVING:
             stated.pop("speed", None)
-        if not stated and not clip and not self.omitted:
-            self.omitted.append("anything, since the prompt names nothing")
+        if "motion" not in stated:
+            stated.pop("turn", None)
+        if stated.get("motion") == "orbit" and stated.get("start") == "centre":
+            del stated["start"]  # that it goes around
         return {"objects": [stated] if stated else [], **clip}
 
     def _drawn(self, name: str, value: str) -> bool:
@@ -192,7 +217,8 @@ class _Reader:
         if value in self._known[name]:
             return True
         if name not in ("speed", "turn"):
-            self.omitted.append(f"{name} {value!r}")
+            word = next((word.text for word in self._words if word.value == value), value)
+            self.omitted.append(repr(word))
         return False
 
     # ------------------------------------------------------------------ what is not drawn
@@ -343,7 +369,7 @@ class _Reader:
         shapes = [at for at, word in enumerate(self._words) if word.kind == "shape"]
         for at in shapes[1:]:
             begin = at
-            while begin and self._words[begin - 1].kind in (*_ADJECTIVES, "article", "known", "several", "plain"):
+            while begin and self._words[begin - 1].kind in (*_ADJECTIVES, "article", "known", "several", "plain", "copula"):
                 begin -= 1
             if self._is_other(shapes[0], begin, at):
                 end = self._words[at]
@@ -352,7 +378,7 @@ class _Reader:
                 break
         for at, word in enumerate(self._words):
             following = self._next(at + 1, _FILLING)
-            named = following is not None and following.kind in (*_ADJECTIVES, "shape", "other", UNKNOWN)
+            named = following is not None and following.kind in (*_ADJECTIVES, "shape", "other")
             if word.kind == "several" or (word.kind == NUMBER and named and word.text not in ("0", "1")):
                 self.omitted.append(f"more than one object ({word.text})")
                 return
@@ -469,14 +495,18 @@ def describe_changes(reading: PromptReading) -> str:
 
 def describe_omissions(reading: PromptReading, vocabulary: PlaygroundVocabulary) -> str:
     """Return one sentence with what will not be drawn of a prompt, and what the model can draw; empty if all is."""
-    if not reading.omitted:
-        return ""
     listed = ", ".join(reading.omitted[:_MAX_LISTED])
     more = len(reading.omitted) - _MAX_LISTED
     listed += f" and {more} more" if more > 0 else ""
+    if not reading.text:
+        begin = "names nothing that this model can draw" + (f" ({listed})" if listed else "")
+    elif listed:
+        begin = f"will not be drawn: {listed}"
+    else:
+        return ""
     return (
-        f"will not be drawn: {listed}; this model draws {vocabulary.summary()}; for anything else use a published "
-        "text-to-image or text-to-video model, such as Stable Diffusion or Wan"
+        f"{begin}; this model draws {vocabulary.summary()}; for anything else use a published text-to-image or "
+        "text-to-video model, such as Stable Diffusion or Wan"
     )
 
 

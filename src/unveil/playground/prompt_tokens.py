@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -70,11 +70,12 @@ class _Phrase(NamedTuple):
     value: str
 
 
-def split_prompt(prompt: str) -> tuple[list[Word], list[str]]:
+def split_prompt(prompt: str, others: Collection[str] = ()) -> tuple[list[Word], list[str]]:
     """Split a prompt into words.
 
     Args:
         prompt: Text in English or Chinese, or in both.
+        others: Further words that are spelled right.
 
     Returns:
         The words, and the corrections of spelling, such as "smal -> small".
@@ -91,7 +92,7 @@ def split_prompt(prompt: str) -> tuple[list[Word], list[str]]:
             continue
         if token in "-/" and run:  # "top-left"
             continue
-        found += _english(run, changes)
+        found += _english(run, changes, others)
         run = []
         if re.match(f"[{_HAN}]", token):
             found += _chinese(token)
@@ -103,7 +104,7 @@ def split_prompt(prompt: str) -> tuple[list[Word], list[str]]:
             found.append(Word(EMOJI, "", token))
         elif unicodedata.category(token)[0] == "P":
             found.append(Word(PAUSE, "", token))
-    return [*found, *_english(run, changes)], list(dict.fromkeys(changes))
+    return [*found, *_english(run, changes, others)], list(dict.fromkeys(changes))
 
 
 def has_emoji(text: str) -> bool:
@@ -178,7 +179,7 @@ def base_forms(word: str) -> list[str]:
     forms = [word]
     irregular = _IRREGULAR.get(word)
     forms += [irregular] if irregular else []
-    for ending in ("s", "es", "ing", "ed", "er", "est", "ly", "d"):
+    for ending in ("s", "es", "ing", "ed", "er", "est", "ly", "d", *(("in",) if len(word) > 3 else ())):
         if word.endswith(ending) and len(stem := word.removesuffix(ending)) >= 2:
             forms += [stem, stem + "e"]
             if len(stem) > 2 and stem[-1] == stem[-2]:
@@ -200,9 +201,9 @@ _IRREGULAR = {
 # ---------------------------------------------------------------------- English
 
 
-def _english(run: Sequence[str], changes: list[str]) -> Iterator[Word]:
+def _english(run: Sequence[str], changes: list[str], others: Collection[str]) -> Iterator[Word]:
     """Yield the words of a run without pauses; `changes` collects corrections."""
-    words = [_mended(word, changes) for word in run]
+    words = [word if word in others else _mended(word, changes) for word in run]
     forms = [base_forms(word) for word in words]
     at = 0
     while at < len(words):
@@ -253,21 +254,31 @@ def _mended(word: str, changes: list[str]) -> str:
             return candidate
     if word in _common_words():
         return word
-    nearest: dict[str, str] = {}
+    nearest: dict[tuple[str, str], str] = {}
     best = 2.5 if len(word) >= _LONG else 1.5
     for form, base in _mended_words().items():
-        if abs(len(form) - len(word)) > best:
+        if abs(len(form) - len(word)) > 3:
             continue
-        distance = _distance(word, form)
+        distance = 1.0 if _without_vowels(form) == word else _distance(word, form)
         if distance < best - 1e-9:
             nearest, best = {}, distance
         if abs(distance - best) < 1e-9:
-            nearest.setdefault(base, form)
+            nearest.setdefault(_meaning(base), form)
     if len(nearest) != 1:
         return word
     (form,) = nearest.values()
     changes.append(f"{word} -> {form}")
     return form
+
+
+def _without_vowels(word: str) -> str:
+    return word[0] + re.sub("[aeiou]", "", word[1:])
+
+
+@cache
+def _meaning(word: str) -> tuple[str, str]:
+    """Return kind and value of a known word; itself, if it is only a part of phrases."""
+    return next(((phrase.kind, phrase.value or word) for phrase in _phrases("en") if phrase.words == (word,)), ("", word))
 
 
 @cache
