@@ -1,7 +1,7 @@
 """How many of the frozen list of free prompts are followed, and how many of the others are reported.
 
-`python -m tests.playground.prompt_following` generates a video of each prompt of `free_prompts.yaml`, one seed each, and
-prints the shares and every prompt that is not followed.
+`python -m tests.playground.prompt_following` generates a video of each prompt of `free_prompts.yaml`, one seed each,
+and prints the shares and every prompt that is not followed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def missing(prompt: FreePrompt, pixels: Tensor) -> list[str]:
     """What a video of a prompt should show and does not."""
     walks = prompt.sees.get("scene") == "corridor" and corridor_progress(pixels)[-1] > 0
     found = {"scene": "corridor"} if walks else seen(pixels)
-    return [f"{name} {found.get(name)}" for name, wanted in prompt.sees.items() if not shows(wanted, found.get(name), name)]
+    return [
+        f"{name} {found.get(name)}" for name, wanted in prompt.sees.items() if not shows(wanted, found.get(name), name)
+    ]
 
 
 def reading_of(prompt: FreePrompt, model: Model) -> PromptReading:
@@ -122,7 +124,11 @@ def main() -> None:
     print(f"followed: {followed} of {inside} inside the vocabulary ({followed / inside:.1%})")
     print(f"reported: {outside - len(unreported)} of {outside} outside; wrongly reported: {len(wrong)} of {inside}")
     print(*(f"  not followed: {text}" for text in failures), sep="\n")
-    print(*(f"  wrongly reported: {text}" for text in wrong), *(f"  not reported: {text}" for text in unreported), sep="\n")
+    print(
+        *(f"  wrongly reported: {text}" for text in wrong),
+        *(f"  not reported: {text}" for text in unreported),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

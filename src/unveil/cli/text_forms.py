@@ -401,7 +401,8 @@ def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Map
         conditions = typed.get("cond") or ()
         if model is None and (typed.get(PROMPT) or any(text.startswith(f"{PROMPT}=") for text in conditions)):
             values["model"] = PLAYGROUND
-        if model is not None and (_SETTING.match(model) or not is_model_name(model)) and not os.path.exists(model):
+        is_text = model is not None and (not model or _SETTING.match(model) or not is_model_name(model))
+        if is_text and not os.path.exists(model):
             values["model"], words = PLAYGROUND, [model, *words]
     prompts = [word for word in words if not _SETTING.match(word)]
     if prompts:

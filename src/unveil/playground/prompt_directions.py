@@ -115,7 +115,9 @@ def _part(found: Sequence[Word], begin: int) -> _Part | None:
         of_wall = found[at].text == "\u7684" and at + 1 < len(found) and found[at + 1].kind in ("wall", "corner")
         if kind == "side":
             sides.append(found[at].value)
-        elif kind == "direction" and not sides and not nouns and not directions and not _is_verb(found[at], preposition):
+        elif (
+            kind == "direction" and not sides and not nouns and not directions and not _is_verb(found[at], preposition)
+        ):
             directions.append(found[at].value)
         elif kind in ("centre", "corner", "edge", "wall"):
             nouns.append(kind)
@@ -143,7 +145,7 @@ def _role(found: Sequence[Word], part: _Part, following: _Part | None) -> str:
         return "from" if leads and part.preposition == "at" else "to"
     if leads:
         return "from"
-    if part.preposition == "at" or {"centre", "corner"} & set(part.nouns) and not part.sides:
+    if part.preposition == "at" or ({"centre", "corner"} & set(part.nouns) and not part.sides):
         return "place"
     before = found[part.begin - 1] if part.begin else None
     behind = found[part.end] if part.end < len(found) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from unveil.nn.tokenizer import tokenize
@@ -363,13 +364,20 @@ class _Reader:
         """Drop the words of further objects, and report them and counts."""
         self._verbs()
         shapes = [at for at, word in enumerate(self._words) if word.kind == "shape"]
-        for first, at in zip(shapes, shapes[1:], strict=False):
+        for first, at in pairwise(shapes):
             if at == first + 1:  # "a circular ring", "a round ball"
                 self._words[first] = self._words[first]._replace(kind="plain")
         shapes = [at for at, word in enumerate(self._words) if word.kind == "shape"]
         for at in shapes[1:]:
             begin = at
-            while begin and self._words[begin - 1].kind in (*_ADJECTIVES, "article", "known", "several", "plain", "copula"):
+            while begin and self._words[begin - 1].kind in (
+                *_ADJECTIVES,
+                "article",
+                "known",
+                "several",
+                "plain",
+                "copula",
+            ):
                 begin -= 1
             if self._is_other(shapes[0], begin, at):
                 end = self._words[at]

@@ -38,7 +38,10 @@ _SIMPLIFIED = (
     "\u4eec\u6837\u65f6\u9488\u987a\u5411\u8346\u9009\u66f2\u7ebf\u5c4f\u9636\u6a58\u6210\u4e3a\u89c8\u8bf7\u5e2e\u7ed9"
 )
 _HAN = r"\u4e00-\u9fff"
-_SPLIT = re.compile(rf"[{_HAN}]+|[a-z0-9]+|[^\W_]+|[,.;:!?\uff0c\u3002\uff1b\uff1a\uff01\uff1f\u3001()\n]|\S")
+_SPLIT = re.compile(
+    rf"[{_HAN}]+|[a-z0-9]+|[^\W_a-z0-9{_HAN}][^\s{_HAN}a-z0-9,.;:!?()]*"
+    r"|[,.;:!?\uff0c\u3002\uff1b\uff1a\uff01\uff1f\u3001()\n]|\S"
+)
 _MENDED = ("shape", "colour", NEAREST, "size", "motion", "direction", "speed", "go", "side", "ground", "centre", "edge",
            "corner", "turn")  # fmt: skip
 
@@ -80,7 +83,9 @@ def split_prompt(prompt: str, others: Collection[str] = ()) -> tuple[list[Word],
     Returns:
         The words, and the corrections of spelling, such as "smal -> small".
     """
-    text = unicodedata.normalize("NFKC", prompt).lower().translate(_simplified())
+    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", prompt).lower())
+    text = re.sub("[\u0300-\u036f]", "", text)  # without accents
+    text = unicodedata.normalize("NFC", text).translate(_simplified())
     text = re.sub("['\u2018\u2019\u02bc`]", "", text).replace("_", " ")
     found: list[Word] = []
     changes: list[str] = []
@@ -98,7 +103,7 @@ def split_prompt(prompt: str, others: Collection[str] = ()) -> tuple[list[Word],
             found += _chinese(token)
         elif token in "\u3001":
             found.append(Word("also", "", token, "zh"))
-        elif re.fullmatch(r"[^\W_]+", token):
+        elif token[0].isalnum():
             found.append(Word(UNKNOWN, "", token))
         elif _is_emoji(token):
             found.append(Word(EMOJI, "", token))
@@ -179,7 +184,7 @@ def base_forms(word: str) -> list[str]:
     forms = [word]
     irregular = _IRREGULAR.get(word)
     forms += [irregular] if irregular else []
-    for ending in ("s", "es", "ing", "ed", "er", "est", "ly", "d", *(("in",) if len(word) > 3 else ())):
+    for ending in ("s", "es", "ing", "ed", "er", "est", "ly", *(("in",) if len(word) > 3 else ())):
         if word.endswith(ending) and len(stem := word.removesuffix(ending)) >= 2:
             forms += [stem, stem + "e"]
             if len(stem) > 2 and stem[-1] == stem[-2]:
@@ -257,9 +262,8 @@ def _mended(word: str, changes: list[str]) -> str:
     nearest: dict[tuple[str, str], str] = {}
     best = 2.5 if len(word) >= _LONG else 1.5
     for form, base in _mended_words().items():
-        if abs(len(form) - len(word)) > 3:
-            continue
-        distance = 1.0 if _without_vowels(form) == word else _distance(word, form)
+        near = abs(len(form) - len(word)) <= best
+        distance = 1.0 if _without_vowels(form) == word else _distance(word, form) if near else 9.0
         if distance < best - 1e-9:
             nearest, best = {}, distance
         if abs(distance - best) < 1e-9:
@@ -271,6 +275,7 @@ def _mended(word: str, changes: list[str]) -> str:
     return form
 
 
+@cache
 def _without_vowels(word: str) -> str:
     return word[0] + re.sub("[aeiou]", "", word[1:])
 
@@ -278,7 +283,9 @@ def _without_vowels(word: str) -> str:
 @cache
 def _meaning(word: str) -> tuple[str, str]:
     """Return kind and value of a known word; itself, if it is only a part of phrases."""
-    return next(((phrase.kind, phrase.value or word) for phrase in _phrases("en") if phrase.words == (word,)), ("", word))
+    return next(
+        ((phrase.kind, phrase.value or word) for phrase in _phrases("en") if phrase.words == (word,)), ("", word)
+    )
 
 
 @cache
@@ -306,7 +313,7 @@ def _distance(word: str, other: str) -> float:
             table[row][column] = min(
                 table[row - 1][column] + 1, table[row][column - 1] + 1, table[row - 1][column - 1] + change
             )
-            if row > 1 and column > 1 and word[row - 2 : row] == other[column - 1 : column - 3 : -1] or (
+            if (row > 1 and column > 1 and word[row - 2 : row] == other[column - 1 : column - 3 : -1]) or (
                 row > 1 and column == 2 and word[row - 2 : row] == other[1::-1]
             ):
                 table[row][column] = min(table[row][column], table[row - 2][column - 2] + 0.9)

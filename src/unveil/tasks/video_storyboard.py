@@ -62,9 +62,7 @@ class VideoStoryboard(Windows, VideoTask):
         from unveil.generation.prompt_schedule import ScheduledPrompt as Span
         from unveil.tasks.video_run import VideoShot
 
-        scenes = tuple(
-            scene.model_copy(update={"prompt": stage.read_prompt(scene.prompt)}) for scene in self.scenes
-        )
+        scenes = tuple(scene.model_copy(update={"prompt": stage.read_prompt(scene.prompt)}) for scene in self.scenes)
         spans = [Span(scene.first, scene.last + 1, scene.prompt) for scene in scenes]
         spec = video.storyboard(spans, spans[-1].stop, fade=self.prompt_crossfade, window=self.window)
         spec = replace(spec, size=self.size, overlap=self.overlap)
