@@ -43,13 +43,13 @@ class _Part(NamedTuple):
     end: int
 
 
-def course_of(found: Sequence[Word]) -> Course:
+def course_of(prompt_words: Sequence[Word]) -> Course:
     """Return the places and directions of a prompt.
 
     Args:
-        found: Words of the prompt without those of the background and of further objects.
+        prompt_words: Words of the prompt without those of the background and of further objects.
     """
-    parts = _parts(found)
+    parts = _parts(prompt_words)
     ways: list[str] = []
     origins: list[str] = []
     places: list[str] = []
@@ -57,7 +57,7 @@ def course_of(found: Sequence[Word]) -> Course:
     omitted: list[str] = []
     for number, part in enumerate(parts):
         following = parts[number + 1] if number + 1 < len(parts) else None
-        role = _role(found, part, following)
+        role = _role(prompt_words, part, following)
         if role == "wall":
             walls += part.sides or part.directions
         elif role == "from":
@@ -68,25 +68,25 @@ def course_of(found: Sequence[Word]) -> Course:
                 omitted.append("a motion to the centre")
         elif role == "place":
             places.append(_place(part))
-    first = min((part.begin for part in parts if part.directions or part.sides), default=len(found))
-    verb = min((at for at, word in enumerate(found) if word.kind == "motion"), default=len(found))
-    kept, conflict = _consistent(ways)
-    if not kept and origins and not any(word.kind == "motion" for word in found):
-        kept, _ = _consistent([_OPPOSITE[way] for way in origins])
+    first = min((part.begin for part in parts if part.directions or part.sides), default=len(prompt_words))
+    verb = min((at for at, word in enumerate(prompt_words) if word.kind == "motion"), default=len(prompt_words))
+    chosen, conflict = _consistent(ways)
+    if not chosen and origins and not any(word.kind == "motion" for word in prompt_words):
+        chosen, _ = _consistent([_OPPOSITE[way] for way in origins])
     if conflict:
         omitted.append("more than one direction")
-    if not places and origins and kept:
-        places += _origin(origins, kept)
+    if not places and origins and chosen:
+        places += _origin(origins, chosen)
     start, twice = _one_place(places)
     omitted += ["more than one place"] if twice else []
-    return Course(tuple(kept), start, tuple(walls), tuple(omitted), "way" if first < verb else "")
+    return Course(tuple(chosen), start, tuple(walls), tuple(omitted), "way" if first < verb else "")
 
 
-def _parts(found: Sequence[Word]) -> list[_Part]:
+def _parts(prompt_words: Sequence[Word]) -> list[_Part]:
     parts: list[_Part] = []
     at = 0
-    while at < len(found):
-        part = _part(found, at)
+    while at < len(prompt_words):
+        part = _part(prompt_words, at)
         if part is None:
             at += 1
         else:
@@ -95,30 +95,40 @@ def _parts(found: Sequence[Word]) -> list[_Part]:
     return parts
 
 
-def _part(found: Sequence[Word], begin: int) -> _Part | None:
+def _part(prompt_words: Sequence[Word], begin: int) -> _Part | None:
     """Return the phrase of a place or direction that begins at a word; None if there is none."""
     at, preposition = begin, ""
-    if found[at].kind in ("to", "from", "at", "hit"):
-        preposition = found[at].kind
+    if prompt_words[at].kind in ("to", "from", "at", "hit"):
+        preposition = prompt_words[at].kind
         at += 1
-        while at < len(found) and found[at].kind in ("article", "known", "plain", "to", "at", "shade"):
-            preposition = found[at].kind if found[at].kind == "to" and preposition == "at" else preposition
+        while at < len(prompt_words) and prompt_words[at].kind in ("article", "known", "plain", "to", "at", "shade"):
+            preposition = (
+                prompt_words[at].kind if prompt_words[at].kind == "to" and preposition == "at" else preposition
+            )
             at += 1
-    if at < len(found) and found[at].kind == "sky" and preposition in ("from", "to"):
+    if at < len(prompt_words) and prompt_words[at].kind == "sky" and preposition in ("from", "to"):
         return _Part(preposition, ("top",), (), (), begin, at + 1)
     sides: list[str] = []
     nouns: list[str] = []
     directions: list[str] = []
     first = at
-    while at < len(found):
-        kind = found[at].kind
-        of_wall = found[at].text == "\u7684" and at + 1 < len(found) and found[at + 1].kind in ("wall", "corner")
+    while at < len(prompt_words):
+        kind = prompt_words[at].kind
+        of_wall = (
+            prompt_words[at].text == "\u7684"
+            and at + 1 < len(prompt_words)
+            and prompt_words[at + 1].kind in ("wall", "corner")
+        )
         if kind == "side":
-            sides.append(found[at].value)
+            sides.append(prompt_words[at].value)
         elif (
-            kind == "direction" and not sides and not nouns and not directions and not _is_verb(found[at], preposition)
+            kind == "direction"
+            and not sides
+            and not nouns
+            and not directions
+            and not _is_verb(prompt_words[at], preposition)
         ):
-            directions.append(found[at].value)
+            directions.append(prompt_words[at].value)
         elif kind in ("centre", "corner", "edge", "wall"):
             nouns.append(kind)
         elif not of_wall or at == first:
@@ -130,11 +140,11 @@ def _part(found: Sequence[Word], begin: int) -> _Part | None:
 
 
 def _is_verb(word: Word, preposition: str) -> bool:
-    """Return True for a verb behind "from", which is no place: "falls" in contrast to "up"."""
+    """Return True for a verb behind "from", in contrast to a place: "falls", not "up"."""
     return preposition == "from" and word.text not in ("up", "down")
 
 
-def _role(found: Sequence[Word], part: _Part, following: _Part | None) -> str:
+def _role(prompt_words: Sequence[Word], part: _Part, following: _Part | None) -> str:
     """Return what a phrase states: "wall", "from", "to" or "place"."""
     leads = following is not None and following.preposition == "to" and following.begin == part.end
     if part.preposition == "hit" or "wall" in part.nouns:
@@ -147,9 +157,9 @@ def _role(found: Sequence[Word], part: _Part, following: _Part | None) -> str:
         return "from"
     if part.preposition == "at" or ({"centre", "corner"} & set(part.nouns) and not part.sides):
         return "place"
-    before = found[part.begin - 1] if part.begin else None
-    behind = found[part.end] if part.end < len(found) else None
-    if found[part.begin].language == "zh":
+    before = prompt_words[part.begin - 1] if part.begin else None
+    behind = prompt_words[part.end] if part.end < len(prompt_words) else None
+    if prompt_words[part.begin].language == "zh":
         return "place" if part.nouns else "to"
     moving = before is not None and before.kind in ("go", "direction", "speed")
     if moving or (before is not None and before.kind == "also" and not part.nouns):

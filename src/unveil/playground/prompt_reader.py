@@ -29,6 +29,7 @@ _SCENES: Mapping[str, tuple[str, ...]] = {
     "corridor": ("walk", "colour"),
     "impact": ("colour", "shape", "fate"),
 }
+_LEAST_SHAPES = 3  # that a model knows which learned the playground's captions
 _MAX_LISTED = 6  # things that a sentence lists
 
 
@@ -69,10 +70,13 @@ class PlaygroundVocabulary:
     def of(cls, tokens: Collection[str]) -> PlaygroundVocabulary | None:
         """Return the vocabulary of a model by its tokens; None if it did not learn the playground's captions."""
         there = frozenset(tokens)
-        values = {language: _known_values(language, there) for language in LANGUAGES}
-        read = {language: known for language, known in values.items() if known["camera"] and len(known["shape"]) > 2}
+        values: dict[Language, Mapping[str, tuple[str, ...]]] = {}
+        for language in LANGUAGES:
+            table = _known_values(language, there)
+            if table["camera"] and len(table["shape"]) >= _LEAST_SHAPES:
+                values[language] = table
         others = frozenset(token for token in there if not token.isdigit()) - _playground_tokens()
-        return cls(read, others) if read else None
+        return cls(values, others) if values else None
 
     def language(self, prompt: str) -> Language:
         """Return the language of a prompt if the model knows it, else the model's own."""
@@ -81,12 +85,12 @@ class PlaygroundVocabulary:
 
     def summary(self) -> str:
         """Return what the model can draw, in a few words."""
-        known = self.values.get("en") or next(iter(self.values.values()))
-        motions = [_MOTION_NAMES[name] for name in known["motion"] if name in _MOTION_NAMES]
-        grounds = [name for name in known["ground"] if name != "checker"]
-        text = f"one {_either(known['shape'])}, small or large, in {_either(known['colour'])}"
+        table = self.values.get("en") or next(iter(self.values.values()))
+        motions = [_MOTION_NAMES[name] for name in table["motion"] if name in _MOTION_NAMES]
+        grounds = [name for name in table["ground"] if name != "checker"]
+        text = f"one {_either(table['shape'])}, small or large, in {_either(table['colour'])}"
         text += f", which {_either(motions)}" if motions else ""
-        return f"{text}, on a {_either(grounds)} background"
+        return f"{text}, on a {_either(grounds)} background" if grounds else text
 
 
 @cache
@@ -134,10 +138,10 @@ def read_prompt(prompt: str, vocabulary: PlaygroundVocabulary) -> PromptReading:
     """
     if _is_caption(prompt, vocabulary):
         return PromptReading(prompt, prompt)
-    found, changes = split_prompt(prompt, vocabulary.others)
-    if any(set(tokenize(word.text)) & vocabulary.others for word in found if word.kind in (UNKNOWN, "other")):
+    prompt_words, changes = split_prompt(prompt, vocabulary.others)
+    if any(set(tokenize(word.text)) & vocabulary.others for word in prompt_words if word.kind in (UNKNOWN, "other")):
         return PromptReading(prompt, prompt)  # about what the model learned from other videos
-    reader = _Reader(found, vocabulary.values[vocabulary.language(prompt)])
+    reader = _Reader(prompt_words, vocabulary.values[vocabulary.language(prompt)])
     facts = reader.read()
     text = caption_of(facts, vocabulary.language(prompt))
     changes += [change for change in reader.changes if change not in changes]
@@ -152,9 +156,9 @@ def _is_caption(prompt: str, vocabulary: PlaygroundVocabulary) -> bool:
         return False
     if unparsed(prompt) or contradictory(prompt) or ambiguous(prompt) or has_emoji(prompt):
         return False
-    known = vocabulary.values[language_of(prompt)]
+    table = vocabulary.values[language_of(prompt)]
     stated = [*facts.items(), *(entry for thing in objects for entry in thing.items())]
-    return all(value in known.get(name, (value,)) for name, value in stated if name != "objects")
+    return all(value in table.get(name, (value,)) for name, value in stated if name != "objects")
 
 
 def caption_of(facts: Facts, language: Language) -> str:
@@ -163,20 +167,20 @@ def caption_of(facts: Facts, language: Language) -> str:
         order = ("scene", "orbit", "walk", "colour", "shape", "line", "fate", "front")
         return " ".join(phrase(language, name, facts[name], raw=True) for name in order if name in facts)
     thing: Facts = facts["objects"][0] if facts["objects"] else {}
-    said = {name: phrase(language, name, value) for name, value in thing.items()}
+    phrases = {name: phrase(language, name, value) for name, value in thing.items()}
     comma, gap = ("\uff0c", "") if language == "zh" else (", ", " ")
-    names = [said[name] for name in ("size", "colour", "shape") if name in said]
+    names = [phrases[name] for name in ("size", "colour", "shape") if name in phrases]
     if language == "zh":
-        parts = [said["start"] + "\u51fa\u53d1"] if "start" in said else []
-        motion = "".join(said[name] for name in ("speed", "turn", "motion") if name in said)
-        if "wall" in said:
-            motion += comma + said["wall"]
+        parts = [phrases["start"] + "\u51fa\u53d1"] if "start" in phrases else []
+        motion = "".join(phrases[name] for name in ("speed", "turn", "motion") if name in phrases)
+        if "wall" in phrases:
+            motion += comma + phrases["wall"]
         parts += [motion] if motion else []
         named = "".join(["\u4e00\u4e2a", *names]) if names else ""
         text = named + comma.join(parts)
     else:
-        place = "starts " + said["start"] if "start" in said and "motion" in said else said.get("start", "")
-        motion = gap.join(said[name] for name in ("motion", "speed", "turn", "wall") if name in said)
+        place = "starts " + phrases["start"] if "start" in phrases and "motion" in phrases else phrases.get("start", "")
+        motion = gap.join(phrases[name] for name in ("motion", "speed", "turn", "wall") if name in phrases)
         named = gap.join(["an" if names[0][0] in "aeiou" else "a", *names]) if names else ""
         text = gap.join(part for part in (named, " and ".join(filter(None, (place, motion)))) if part)
     text += comma + phrase(language, "bar", "yes") if "bar" in facts and text else ""
@@ -187,11 +191,11 @@ def caption_of(facts: Facts, language: Language) -> str:
 class _Reader:
     """Reads the words of one prompt; `omitted` and `changes` collect what is reported."""
 
-    def __init__(self, found: Sequence[Word], known: Mapping[str, tuple[str, ...]]) -> None:
-        self._known = known
+    def __init__(self, prompt_words: Sequence[Word], table: Mapping[str, tuple[str, ...]]) -> None:
+        self._known = table
         self.omitted: list[str] = []
         self.changes: list[str] = []
-        self._words = self._without_negated(found)
+        self._words = self._without_negated(prompt_words)
         self.named = False
 
     def read(self) -> Facts:
@@ -224,12 +228,12 @@ class _Reader:
 
     # ------------------------------------------------------------------ what is not drawn
 
-    def _without_negated(self, found: Sequence[Word]) -> list[Word]:
+    def _without_negated(self, prompt_words: Sequence[Word]) -> list[Word]:
         """Return the words without those that are negated, up to the next pause."""
-        kept: list[Word] = []
+        remaining: list[Word] = []
         negated: list[str] = []
         inside = False
-        for word in found:
+        for word in prompt_words:
             if word.kind == "not":
                 inside = True
                 negated.append(word.text)
@@ -237,10 +241,10 @@ class _Reader:
                 negated.append(word.text)
             else:
                 inside = False
-                kept.append(word)
+                remaining.append(word)
         if negated:
             self.omitted.append(f"{_joined(negated)!r} (negations are not read)")
-        return kept
+        return remaining
 
     def _report_unknown(self) -> None:
         emoji = "".join(word.text for word in self._words if word.kind == EMOJI)
@@ -408,10 +412,10 @@ class _Reader:
         if self._words[at].value != self._words[first].value:
             return True
         colours = {word.value for word in self._words[:first] if word.kind in _COLOURED}
-        own = {word.value for word in self._words[begin:at] if word.kind in _COLOURED}
+        added = {word.value for word in self._words[begin:at] if word.kind in _COLOURED}
         again = any(word.kind == "known" for word in self._words[begin:at])
         joined = any(word.kind in ("also", "several") for word in self._words[max(begin - 1, 0) : at])
-        return bool(own - colours) or (joined and not again)
+        return bool(added - colours) or (joined and not again)
 
     def _named(self) -> Facts:
         """Return size, colour and shape."""

@@ -87,7 +87,7 @@ def split_prompt(prompt: str, others: Collection[str] = ()) -> tuple[list[Word],
     text = re.sub("[\u0300-\u036f]", "", text)  # without accents
     text = unicodedata.normalize("NFC", text).translate(_simplified())
     text = re.sub("['\u2018\u2019\u02bc`]", "", text).replace("_", " ")
-    found: list[Word] = []
+    parsed: list[Word] = []
     changes: list[str] = []
     run: list[str] = []  # of English words, which a phrase may span
     for match in _SPLIT.finditer(text):
@@ -97,19 +97,19 @@ def split_prompt(prompt: str, others: Collection[str] = ()) -> tuple[list[Word],
             continue
         if token in "-/" and run:  # "top-left"
             continue
-        found += _english(run, changes, others)
+        parsed += _english(run, changes, others)
         run = []
         if re.match(f"[{_HAN}]", token):
-            found += _chinese(token)
+            parsed += _chinese(token)
         elif token in "\u3001":
-            found.append(Word("also", "", token, "zh"))
+            parsed.append(Word("also", "", token, "zh"))
         elif token[0].isalnum():
-            found.append(Word(UNKNOWN, "", token))
+            parsed.append(Word(UNKNOWN, "", token))
         elif _is_emoji(token):
-            found.append(Word(EMOJI, "", token))
+            parsed.append(Word(EMOJI, "", token))
         elif unicodedata.category(token)[0] == "P":
-            found.append(Word(PAUSE, "", token))
-    return [*found, *_english(run, changes, others)], list(dict.fromkeys(changes))
+            parsed.append(Word(PAUSE, "", token))
+    return [*parsed, *_english(run, changes, others)], list(dict.fromkeys(changes))
 
 
 def has_emoji(text: str) -> bool:
