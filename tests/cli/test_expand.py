@@ -120,6 +120,13 @@ def test_strict_refuses_what_will_not_be_drawn(cli: Cli, tmp_path: Path, prompt:
     assert cli("video", prompt, *FAST, "-o", "out.gif").code == 0  # without it, that is a warning
 
 
+def test_strict_refuses_a_file_of_prompts_before_the_first_image(cli: Cli, tmp_path: Path):
+    (tmp_path / "lines.txt").write_text("a red ring\na cat\n")
+    done = cli("sample", "--prompts", "lines.txt", "playground-video", *FAST, "--strict", "--out", "many")
+    refused(done, 4, "line 2", "'cat'", "names nothing that this model can draw")
+    assert not (tmp_path / "many").exists()
+
+
 def test_strict_refuses_words_that_do_not_reach_a_model_of_other_captions(cli: Cli, tmp_path: Path):
     tiny_clips().save(tmp_path / "tiny")
     command = ("video", f"{WORDS[0]} xylophone", "--model", "tiny", *FAST, "-o", "out.gif")

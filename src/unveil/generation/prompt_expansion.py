@@ -157,7 +157,7 @@ class PromptExpander:
                 raise RecipeError(f"{sentence} (strict)")
             self._console.warn(sentence)
         if reading.changes and reading.text:
-            self._console.say(f"prompt, read with {describe_changes(reading)}: {reading.text}")
+            self._console.note(f"prompt, read with {describe_changes(reading)}: {reading.text}")
         return reading
 
     def _print(self, prompt: str, expansion: Expansion) -> None:
