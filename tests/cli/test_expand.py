@@ -80,13 +80,66 @@ def test_image_to_video_uses_the_typed_prompt_unless_the_option_is_given(cli: Cl
     assert facts(tmp_path / "dense.gif")["typed"]["prompt"] == "a small yellow ring moves up"
 
 
-def test_a_prompt_with_unknown_words_is_not_expanded(cli: Cli, tmp_path: Path):
-    done = cli("sample", "a red circle on white", *FAST, "--out", "one.png")
-    assert facts(tmp_path / "one.png") == {"given": {"prompt": "a red circle on white"}}
-    assert "--expand-prompt" not in done.err  # the option was not given
-    done = cli("sample", "a red circle on white", *FAST, "--expand-prompt", "rules", "--out", "two.png")
-    assert "'a red circle on white' is left as it is: the rules do not know 'on'" in done.err
-    assert facts(tmp_path / "two.png")["typed"]["note"] == "the rules do not know 'on'"
+def test_what_will_not_be_drawn_is_reported_before_and_after_the_work_and_the_rest_is_expanded(
+    cli: Cli, tmp_path: Path
+):
+    typed = "a red circle and a cat on white"
+    done = cli("sample", typed, *FAST, "--out", "one.png")
+    assert done.code == 0, done.err
+    assert (
+        f"warning: prompt {typed!r}: will not be drawn: 'cat', a background 'white'; this model draws one" in done.err
+    )
+    assert done.err.count("warning") == 1
+    assert done.out.endswith("\nnot drawn: 'cat', a background 'white'\n")
+    dense = expand_by_rules("a red circle", frames=1).text
+    kept = facts(tmp_path / "one.png")
+    assert kept["given"] == {"prompt": dense}
+    assert kept["typed"] == {"prompt": typed, "by": "rules", "omitted": "'cat', a background 'white'"}
+    assert cli("sample", "--from-metadata", "one.png", "--out", "again.png").code == 0
+    assert facts(tmp_path / "again.png") == kept
+
+
+def test_corrected_spelling_and_nearest_words_are_shown_and_stored(cli: Cli, tmp_path: Path):
+    done = cli("video", "a smal pnik circel moves lefft", *FAST, "--strict", "-o", "out.gif", "--json")
+    assert done.code == 0, done.err
+    (expanded,) = done.json["expanded"]
+    changes = "smal -> small, pnik -> pink, circel -> circle, lefft -> left, pink -> red"
+    assert (expanded["read"], "omitted" in expanded) == (changes, False)
+    assert expanded["prompt"] == expand_by_rules("a small red circle moves left").text
+    plain = cli("video", "a smal red circle", *FAST, "-o", "plain.gif")
+    assert "prompt, read with smal -> small: a small red circle\n" in plain.out
+
+
+@pytest.mark.parametrize(
+    "prompt", ["three circles", "a cat", "", "\U0001f525", "a red circle moves left and right?!\U0001f680"]
+)
+def test_strict_refuses_what_will_not_be_drawn(cli: Cli, tmp_path: Path, prompt: str):
+    for command in (("video", prompt, "-o", "out.gif"), ("sample", prompt, "--out", "out.png")):
+        refused(cli(*command, *FAST, "--strict"), 2, f"prompt {prompt!r}", "this model draws one circle", "(strict)")
+    assert not list(tmp_path.iterdir())
+    assert cli("video", prompt, *FAST, "-o", "out.gif").code == 0  # without it, that is a warning
+
+
+def test_strict_refuses_a_file_of_prompts_before_the_first_image(cli: Cli, tmp_path: Path):
+    (tmp_path / "lines.txt").write_text("a red ring\na cat\n")
+    done = cli("sample", "--prompts", "lines.txt", "playground-video", *FAST, "--strict", "--out", "many")
+    refused(done, 4, "line 2", "'cat'", "names nothing that this model can draw")
+    assert not (tmp_path / "many").exists()
+
+
+def test_strict_refuses_words_that_do_not_reach_a_model_of_other_captions(cli: Cli, tmp_path: Path):
+    tiny_clips().save(tmp_path / "tiny")
+    command = ("video", f"{WORDS[0]} xylophone", "--model", "tiny", *FAST, "-o", "out.gif")
+    refused(cli(*command, "--strict"), 2, "words that this model does not know", "xylophone", "(strict)")
+
+
+def test_edits_and_other_tasks_read_the_prompt_too(cli: Cli, tmp_path: Path):
+    assert cli("sample", "a red circle", *FAST, "--out", "one.png").code == 0
+    edit = ("playground-video", "one.png")
+    done = cli("img2img", *edit, "--prompt", "a grene ring", *FAST, "--out", "edited.png")
+    assert done.code == 0, done.err
+    assert facts(tmp_path / "edited.png")["given"] == {"prompt": "a green ring"}  # not expanded
+    refused(cli("img2img", *edit, "--prompt", "a cat", "--strict", "--out", "b.png"), 2, "names nothing")
 
 
 def test_an_unreachable_endpoint_falls_back_to_the_rules_with_a_message(cli: Cli, tmp_path: Path):
@@ -145,12 +198,13 @@ def test_an_accepted_answer_is_stored_with_its_model_and_cost(cli: Cli, place: P
     assert kept["typed"] == {"prompt": SHORT, "by": expanded["by"], "cost": expanded["cost"]}
 
 
-@pytest.mark.parametrize("expand", [(), ("--expand-prompt=none",), ("--expand-prompt", "rules")])
 @pytest.mark.parametrize("prompt", [ARABIC, DEVANAGARI])
-def test_a_writing_system_that_the_model_does_not_know_is_refused(cli: Cli, tmp_path: Path, prompt: str, expand: Any):
+def test_a_writing_system_that_the_model_does_not_know_is_reported(cli: Cli, tmp_path: Path, prompt: str):
     for command in (("video", prompt, "-o", "out.gif"), ("sample", prompt, "--out", "out.png")):
-        refused(cli(*command, *FAST, *expand), 2, f"prompt {prompt!r}: none of its words is known; this model knows")
+        refused(cli(*command, *FAST, "--expand-prompt=none"), 2, f"prompt {prompt!r}: none of its words is known")
+        refused(cli(*command, *FAST, "--strict"), 2, "names nothing that this model can draw")
         assert not list(tmp_path.iterdir())
+    assert f"prompt {prompt!r}: names nothing that this model" in cli("sample", prompt, *FAST, "--out", "out.png").err
 
 
 @pytest.mark.parametrize("expand", [[], ["--expand-prompt=none"]])

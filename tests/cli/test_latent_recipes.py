@@ -188,7 +188,7 @@ def test_a_text_to_image_model_is_trained_sampled_and_evaluated(cli: Cli, tmp_pa
         warnings.simplefilter("default")  # as outside of tests, where a warning is not an error
         done = cli("sample", "run", "a red circel", "--steps", "2", "--out", "left.png")
     assert done.code == 0, done.err
-    assert "left out: circel; nearest: 'circle'" in done.err
+    assert "left out: circel (nearest: 'circle')" in done.err
     judged = cli("evaluate", "run", "--json")
     assert judged.code == 0, judged.err
     found = judged.json["results"]

@@ -401,7 +401,7 @@ def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Map
         conditions = typed.get("cond") or ()
         if model is None and (typed.get(PROMPT) or any(text.startswith(f"{PROMPT}=") for text in conditions)):
             values["model"] = PLAYGROUND
-        if model is not None and (_SETTING.match(model) or not is_model_name(model)) and not os.path.exists(model):
+        if model is not None and is_prompt(model) and not os.path.exists(model):
             values["model"], words = PLAYGROUND, [model, *words]
     prompts = [word for word in words if not _SETTING.match(word)]
     if prompts:
@@ -418,6 +418,11 @@ def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Map
         else:
             values.setdefault("sampling", {})[name] = value
     return values
+
+
+def is_prompt(text: str) -> bool:
+    """Return True if a text in the place of a model is a prompt or a setting; the empty text is a prompt."""
+    return not text or bool(_SETTING.match(text)) or not is_model_name(text)
 
 
 def is_model_name(text: str) -> bool:

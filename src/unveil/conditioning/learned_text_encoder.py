@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,15 @@ from unveil.conditioning.prompt_weighting import (
     texts_of,
     truncate_for_message,
 )
-from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
+from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, WeightsError
 from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, TokenLayout, Vocabulary
 from unveil.nn.transformer import BlockConfig, TokenEmbedding, TransformerStack, xavier_
 from unveil.types import Condition
 
 FILE = "vocabulary.json"
+_LONG_ENOUGH = 4  # letters of an unknown word for which the nearest known one is named
 RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name or a number and not learned
-MAX_HINTS = 3  # unknown words whose nearest known words a message names
+MAX_LISTED = 8  # unknown words that a message names
 
 
 @dataclass(frozen=True)
@@ -186,17 +188,16 @@ class LearnedTextEncoder(nn.Module):
         if split and len(unknown) == len(split) and not self.training:
             raise RecipeError(
                 f"{self.key} {truncate_for_message(text)!r}: none of its words is known"
-                f"{_hint(unknown, vocabulary)}; this model "
+                f"{_all_hints(unknown, vocabulary)}; this model "
                 f"knows {len(vocabulary.tokens)} words, such as {', '.join(vocabulary.tokens[:8])}"
             )
         laid = chunk_prompt(
             [PromptChunk(" ".join(word for word in split if word not in unknown))], vocabulary, self.config.frame
         )
         if unknown:
-            hint = _hint(unknown, vocabulary)
             self._tell(
                 f"{truncate_for_message(text)!r}: words that this model does not know, left out: "
-                f"{truncate_for_message(', '.join(dict.fromkeys(unknown)))}{hint}"
+                f"{_listed(unknown, vocabulary)}"
             )
         if laid.lost:
             room = self.config.frame.room
@@ -218,6 +219,22 @@ class LearnedTextEncoder(nn.Module):
             self._warned = self.training
 
 
-def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
-    """Suggestions of the nearest known words, for a message."""
-    return "".join(dict.fromkeys(did_you_mean(word, vocabulary.tokens) for word in unknown[:MAX_HINTS]))
+def _all_hints(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
+    """The unknown words that resemble known ones, each with its own, for a message."""
+    hinted = [word + hint for word in dict.fromkeys(unknown) if (hint := _hint(word, vocabulary))]
+    return f": {', '.join(hinted[:MAX_LISTED])}" if hinted else ""
+
+
+def _listed(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
+    """The first of the unknown words, each with the known one that it resembles, and the number of the others."""
+    words = list(dict.fromkeys(unknown))
+    listed = [truncate_for_message(word) + _hint(word, vocabulary) for word in words[:MAX_LISTED]]
+    return ", ".join(listed) + (f" and {len(words) - MAX_LISTED} others" if len(words) > MAX_LISTED else "")
+
+
+def _hint(word: str, vocabulary: Vocabulary) -> str:
+    """The known word that an unknown one resembles, in brackets; short words resemble too many."""
+    if len(word) < _LONG_ENOUGH:
+        return ""
+    close = get_close_matches(word, [token for token in vocabulary.tokens if token[0] == word[0]], n=1, cutoff=0.7)
+    return f" (nearest: {close[0]!r})" if close else ""

@@ -92,6 +92,10 @@ class Console:
         if not self.silent:
             print(printable(text), flush=True)
 
+    def note(self, text: str) -> None:
+        """A line for a person about a choice that was made for them; it is a message of a job, too."""
+        self.say(text)
+
     def warn(self, text: str) -> None:
         """A line that matters even when quiet; it never mixes with JSON."""
         _warnings.show(text, _form(text))

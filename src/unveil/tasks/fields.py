@@ -253,7 +253,17 @@ class ModelFields(Fields):
     ] = Field(default_factory=dict)
 
 
-class PromptFields(Fields):
+class StrictFields(Fields):
+    """Whether a prompt must be drawn completely."""
+
+    group: ClassVar[str] = "Conditions"
+
+    strict: Annotated[
+        bool, info("Refuse a prompt if something of it will not be drawn, instead of a warning.", title="Strict prompt")
+    ] = False
+
+
+class PromptFields(StrictFields):
     """Conditions and negative conditions."""
 
     group: ClassVar[str] = "Conditions"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from unveil.generation.generate import regenerate as repeat_batch
 from unveil.generation.image_output import ImageOutput, filenames, generate_images, sample_ids, write_images
 from unveil.generation.invert import read_noise
 from unveil.generation.model_loading import ControlNetOption, LoraOption, Media, ModelOptions, check_takes_prompt
-from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
 from unveil.generation.single_frame import SingleFrameNetwork
 from unveil.generation.upscale import upscale
 from unveil.io.console import Console
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     from unveil.tasks.interpolate import Interpolate
     from unveil.tasks.regenerate import Regenerate
     from unveil.tasks.video_task import VideoTask
+
+ReadsPrompts = TypeVar("ReadsPrompts", bound=PromptFields)
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,18 @@ def request_of(task: ImageTask | Interpolate, model: Model, context: TaskContext
         negative_conditions(task, model),
         task.size,
     )
+
+
+def with_read_prompts(task: ReadsPrompts, model: Model, console: Console) -> ReadsPrompts:
+    """A task with its prompts as the model reads them, without expansion.
+
+    Raises:
+        RecipeError: Under `strict`, something of a prompt will not be drawn.
+    """
+    from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander
+
+    expander = PromptExpander(ExpansionOptions(), model, console, shown=True, strict=task.strict)
+    return task.model_copy(update={"prompt": tuple(expander.read(text).text for text in task.prompt)})
 
 
 def number_of_results(task: ImageTask, model: Model) -> int:
@@ -275,9 +288,14 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     count = each * len(rows) if is_edit else each
     request = request_of(task, model, context, count)
     expand = getattr(task, "expand_prompt", None)
+    note = ""
     if expand is not None or PROMPT in request.cond:
+        from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, omission_note
+
         options = ExpansionOptions.from_option(expand)
-        request = PromptExpander(options, model, console, shown=bool(rows) or bool(task.controlnet))(request)
+        shown = bool(rows) or bool(task.controlnet)
+        request = PromptExpander(options, model, console, shown=shown, strict=task.strict)(request)
+        note = omission_note(request)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
     names = (
         _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], sample_ids(request))
@@ -306,8 +324,11 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     written = write_images(drawn(), output, names, columns, context.output.mark)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
     facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
-    facts |= expansions_of(request) if request.original_cond else {}
-    return TaskResult(facts, written.text())
+    if request.original_cond:
+        from unveil.generation.prompt_expansion import expansions_of
+
+        facts |= expansions_of(request)
+    return TaskResult(facts, written.text() + note)
 
 
 def from_noise_file(task: ImageTask, model: Model, source: ModelSource, path: Path, console: Console) -> ImageTask:

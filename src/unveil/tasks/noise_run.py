@@ -34,6 +34,7 @@ from unveil.tasks.image_run import (
     read_inputs,
     request_of,
     spec_of,
+    with_read_prompts,
 )
 from unveil.tasks.task import TaskContext, TaskResult
 
@@ -110,6 +111,7 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     check_video_path(animation, task.fps)  # refuses before the work
     refuse_overwrite(animation, output.force)
     model, source = context.open(model_options(task, context))
+    task = with_read_prompts(task, model, context.console)
     spec = spec_of(task, model, [], 1)
     first = {key: values[:1] for key, values in conditions(task, model).items()}
     request = request_of(task.model_copy(update={"seed": (0,)}), model, context, task.frames)
@@ -139,6 +141,7 @@ def run_inversion(task: Invert, context: TaskContext) -> TaskResult:
         raise RecipeError(f"--out {output.path}: must end in .safetensors")
     refuse_overwrite(output.path, output.force)
     model, source = context.open(model_options(task, context))
+    task = with_read_prompts(task, model, context.console)
     rows = read_inputs(task, model, context)
     contents = [row.files["image"].content for row in rows]
     if len({content.shape for content in contents}) > 1:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from unveil.data.prompts import check_lines
 from unveil.errors import RecipeError
 from unveil.generation.image_output import filenames, sample_ids
+from unveil.io.console import Console
 from unveil.model import Model
-from unveil.tasks.image_run import image_output, model_options, request_of
+from unveil.tasks.image_run import image_output, model_options, request_of, with_read_prompts
 from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def tasks_of_lines(task: TextToImage, model: Model, context: TaskContext) -> lis
         try:
             model.sampling.changed(part.sampling_changes).levels(model.process)
             request_of(part, model, context, part.count or 1).part(0, 1)
+            if part.strict:
+                with_read_prompts(part, model, Console(quiet=True))
             tasks.append(part)
         except RecipeError as problem:
             faults.append(f"line {line.line}: {problem}")

@@ -41,6 +41,9 @@ class VideoGenerate(ExpansionFields, Windows, VideoTask):
     ] = ()
     frames: Annotated[Length | None, info("Number of frames; the model's default when left out.")] = None
 
+    def check(self) -> None:
+        """An empty prompt is possible for models that draw anything then; others refuse it when they are open."""
+
     def frames_of(self, load: Workload) -> int:
         """Number of frames of a result."""
         return self.frames or (load.shape[1] if len(load.shape) > 3 else 1)

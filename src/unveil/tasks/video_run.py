@@ -28,7 +28,7 @@ from unveil.generation.generate import (
     recorded_request,
 )
 from unveil.generation.long_video import VideoChunk, VideoSpec, exact_frames, generate_long_video, new_frames_only
-from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
+from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of, omission_note
 from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model, checkpoint_store
@@ -92,8 +92,13 @@ class VideoStage:
         prompt = getattr(self.task, "prompt", None)
         return clip.prompt if prompt is None else prompt
 
-    def request(self, prompt: str | None) -> Request:
-        """The request for all videos under one prompt, or that of the metadata.
+    def request(self, prompt: str | None, *, frames: int = 0, shown: bool = True) -> Request:
+        """The request for all videos under one prompt, as the model reads it, or that of the metadata.
+
+        Args:
+            prompt: Prompt as it is typed; None: without a prompt.
+            frames: Number of frames, for the expansion.
+            shown: True if the model is also conditioned on images, so that prompts are not expanded by default.
 
         Raises:
             RecipeError: A prompt that is empty or too long.
@@ -103,9 +108,7 @@ class VideoStage:
             return _recorded_request(self.recorded)
         task = self.task
         prompts, negative = (() if text is None else (text,) for text in (prompt, task.negative_prompt))
-        for text in (*prompts, *negative):
-            check_prompt(self.model, text)
-        return Request(
+        request = Request(
             {PROMPT: list(prompts)} if prompts else {},
             task.seed[0] if len(task.seed) == 1 else task.seed,
             count=task.results,
@@ -114,12 +117,28 @@ class VideoStage:
             dtype=task.dtype,
             negative={PROMPT: list(negative)} if negative else {},
         )
+        expander = self.expander(frames=frames, shown=shown)
+        for text in (*(() if expander.reads_all else prompts), *negative):
+            check_prompt(self.model, text)
+        return expander(request)
 
-    def expanded(self, request: Request, options: ExpansionOptions, *, frames: int, shown: bool) -> Request:
-        """The request under expanded prompts; that of metadata as it is."""
-        if self.recorded is not None:
-            return request
-        return PromptExpander(options, self.model, self.context.console, frames=frames, shown=shown)(request)
+    def expander(self, *, frames: int = 0, shown: bool = True) -> PromptExpander:
+        """The reader of the task's prompts."""
+        options = ExpansionOptions.from_option(getattr(self.task, "expand_prompt", None))
+        strict = self.task.strict
+        return PromptExpander(options, self.model, self.context.console, frames=frames, shown=shown, strict=strict)
+
+    def read_prompt(self, prompt: str) -> str:
+        """A prompt as the model reads it; that of metadata as it is.
+
+        Raises:
+            RecipeError: A prompt that is empty or too long.
+        """
+        expander = self.expander()
+        text = prompt if self.recorded is not None else expander.read(prompt).text
+        if not expander.reads_all:
+            check_prompt(self.model, text)
+        return text
 
 
 class VideoShot(NamedTuple):
@@ -166,8 +185,7 @@ def generation_shot(task: VideoGenerate, stage: VideoStage) -> VideoShot:
         spec = replace(spec, conditioning=exact_frames(exact))
     if hires.needs_hires(model, size):
         stage.context.console.say(hires.describe_passes(model, size))
-    options = ExpansionOptions.from_option(task.expand_prompt)
-    request = stage.expanded(stage.request(task.prompt), options, frames=frames, shown=bool(task.keyframes))
+    request = stage.request(task.prompt, frames=frames, shown=bool(task.keyframes))
     return VideoShot(task, spec, request, video_inputs.RATE)
 
 
@@ -178,7 +196,7 @@ def joining_shot(task: VideoJoin, stage: VideoStage) -> VideoShot:
         task.prompt[min(number, len(task.prompt) - 1)] if task.prompt else clip.prompt
         for number, clip in enumerate((first, last))
     ]
-    prompts = [text for text in texts if text is not None]
+    prompts = [stage.read_prompt(text) for text in texts if text is not None]
     has_both = len(prompts) == len(texts)
     if has_both:
         task = task.model_copy(update={"prompt": tuple(prompts)})
@@ -212,7 +230,7 @@ def edit_shot(task: VideoEdit, stage: VideoStage) -> VideoShot:
             raise RecipeError(
                 'the method difference needs the prompt of the input video: --source-prompt "a small red circle"'
             )
-        check_prompt(stage.model, source_prompt)
+        source_prompt = stage.read_prompt(source_prompt)
         task = task.model_copy(update={"source_prompt": source_prompt})
         before = {PROMPT: [source_prompt]}
         spec = video.flow_edit_video(stage.model, clip.pixels, before, strength=task.strength[0], mask=mask)
@@ -325,7 +343,7 @@ def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskRes
     result |= {"seed": seed if isinstance(seed, int) else list(seed), "count": count}
     result |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expansions_of(shot.request)}
     text = f"{shape[0]} frames of {format_size(shape)} at {rate:g} fps: " + ", ".join(written)
-    return TaskResult(result, text)
+    return TaskResult(result, text + omission_note(shot.request))
 
 
 def _chunks(stage: VideoStage, shot: VideoShot, request: Request, on_step: OnStep) -> Iterable[VideoChunk]:

@@ -60,11 +60,11 @@ class VideoStoryboard(Windows, VideoTask):
 
         from unveil.generation import video, video_inputs
         from unveil.generation.prompt_schedule import ScheduledPrompt as Span
-        from unveil.tasks.video_run import VideoShot, check_prompt
+        from unveil.tasks.video_run import VideoShot
 
-        spans = [Span(scene.first, scene.last + 1, scene.prompt) for scene in self.scenes]
+        scenes = tuple(scene.model_copy(update={"prompt": stage.read_prompt(scene.prompt)}) for scene in self.scenes)
+        spans = [Span(scene.first, scene.last + 1, scene.prompt) for scene in scenes]
         spec = video.storyboard(spans, spans[-1].stop, fade=self.prompt_crossfade, window=self.window)
-        for text in self.texts:
-            check_prompt(stage.model, text)
         spec = replace(spec, size=self.size, overlap=self.overlap)
-        return VideoShot(self, spec, stage.request(spans[0].prompt), video_inputs.RATE)
+        task = self.model_copy(update={"scenes": scenes})
+        return VideoShot(task, spec, stage.request(spans[0].prompt), video_inputs.RATE)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from unveil.errors import RecipeError
-from unveil.tasks.fields import AdapterFields, Fields, ModelFields, SamplingFields, SizeFields, Text, info
+from unveil.tasks.fields import (
+    AdapterFields,
+    Fields,
+    ModelFields,
+    SamplingFields,
+    SizeFields,
+    StrictFields,
+    Text,
+    info,
+)
 from unveil.tasks.task import Task, TaskContext, TaskResult, Workload
 
 if TYPE_CHECKING:
@@ -20,7 +29,7 @@ Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 VideoFormat = Literal["mp4", "webm", "gif", "webp", "apng"]
 
 
-class VideoTask(AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
+class VideoTask(StrictFields, AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
     """A task that generates videos. A subclass states its own fields, and what is generated in `shot`."""
 
     section: ClassVar[str] = "Videos"

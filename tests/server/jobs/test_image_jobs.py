@@ -54,6 +54,15 @@ def test_prompts_are_expanded_unless_disabled_and_never_parsed_as_settings(queue
     assert (kept["given"]["prompt"], kept["steps"]) == ("steps=50 red ring", 1)
 
 
+def test_what_a_prompt_becomes_and_what_will_not_be_drawn_are_messages_of_the_job(queue, results, worker):
+    job = done(queue, worker, prompt="a smal red ring and a cat", steps=1)
+    assert any("smal -> small" in line for line in job.messages)
+    assert any("will not be drawn: 'cat'; this model draws one circle" in line for line in job.messages)
+    job = done(queue, worker, prompt="a smal red ring and a cat", steps=1, strict=True)
+    assert job.error is not None
+    assert "will not be drawn: 'cat'" in job.error
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

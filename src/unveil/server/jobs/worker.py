@@ -277,6 +277,10 @@ class JobConsole(Console):
     def say(self, text: str) -> None:
         """Ignore text meant for a terminal; the output files are the result."""
 
+    def note(self, text: str) -> None:
+        """Add a note to the messages of the job."""
+        self.warn(text)
+
     def warn(self, text: str) -> None:
         """Add a warning to the messages of the job."""
         if self.job is not None:
