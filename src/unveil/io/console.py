@@ -100,7 +100,7 @@ class Console:
         """A line that matters even when quiet; it never mixes with JSON."""
         _warnings.show(text, _form(text))
 
-    def note(self, text: str) -> None:
+    def explain(self, text: str) -> None:
         """Text for a person before a question; it never mixes with JSON."""
         print(printable(text), file=sys.stderr, flush=True)
 

@@ -467,7 +467,7 @@ def offer(name: str, console: Console) -> Path | None:
     if not console.ask(f"{name} is not on this machine. Look it up on {client.address()}?"):
         raise not_here
     planned = plan(name)
-    console.note(planned.text())
+    console.explain(planned.text())
     if not console.ask(f"Download {size(planned.missing)} into {model_folder.models_dir()}?"):
         raise not_here
     accept(planned, console, False)
