@@ -110,7 +110,7 @@ def test_every_row_has_a_fault_a_promise_and_what_is_tested_or_not():
     for letter in "RSQ":
         numbers = [int(label[1:]) for label in found if label[0] == letter]
         assert numbers == list(range(1, len(numbers) + 1)), letter
-    assert len(found) == 35
+    assert len(found) == 36
     for label, text in found.items():
         for start in ("Fault: ", "Promise: "):
             assert sum(line.startswith(start) for line in text.splitlines()) == 1, (label, start)

@@ -94,7 +94,7 @@ SECTIONS = {
     "Edit images": ("img2img", "inpaint", "outpaint", "upscale", "invert", "preprocess"),
     "Train": ("train", "recipes", "data", "caption"),
     "Evaluate": ("evaluate", "analyze", "reproduce"),
-    "Models": ("get", "push", "inspect", "convert", "merge", "lora", "translate"),
+    "Models": ("get", "push", "inspect", "convert", "merge", "rename", "delete", "lora", "translate"),
     "Serve": ("studio", "serve"),
     "First steps": ("demo",),
 }

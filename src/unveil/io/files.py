@@ -57,8 +57,12 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     return path
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path, verb: str = "replaced") -> None:
     """Refuses to replace a folder that holds more than the frames of a video, or the files of a model.
+
+    Args:
+        folder: The folder.
+        verb: What would be done to it, for the error.
 
     Raises:
         OutputError: Names what else there is.
@@ -77,7 +81,7 @@ def refuse_foreign(folder: Path) -> None:
         held = [name for name in held if not _FRAME.fullmatch(name)]
     if held:
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-        raise OutputError(f"{folder}: would be replaced, and holds {held[0]}{more}; choose another name")
+        raise OutputError(f"{folder}: would be {verb}, and holds {held[0]}{more}; choose another name")
 
 
 @contextmanager

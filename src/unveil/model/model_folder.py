@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.denoiser import Denoiser
-from unveil.errors import WeightsError, did_you_mean
+from unveil.errors import OutputError, WeightsError, did_you_mean
 from unveil.io import staging
-from unveil.io.files import SHOWN, read_header, read_tensors
+from unveil.io.files import SHOWN, explained, read_header, read_tensors, refuse_foreign, refuse_overwrite
 from unveil.model import checkpoint_store
 from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_scale, parts_of, texts_of
 from unveil.model.config import AutoencoderModelConfig, ModelConfig, read_yaml, validate
@@ -322,6 +323,63 @@ def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
         listed = ", ".join(str(file.path) for file in matches)
         raise WeightsError(f"{name}: {len(matches)} have this name: {listed}; give one of them as a path")
     return matches[0].path if matches else path
+
+
+def own_model(name: str | Path) -> ModelFile:
+    """Return the model of the models folder that a name or path stands for, from any of its subfolders.
+
+    Raises:
+        WeightsError: The models folder has none of this name, or several.
+    """
+    for subfolder in SUBFOLDERS:
+        path = resolve_name(name, subfolder).absolute()
+        for file in list_models(subfolder):
+            if file.path.absolute() == path:
+                return file
+    names = [file.name for file in list_models()]
+    raise WeightsError(f"{name}: not a model of {models_dir()}{did_you_mean(str(name), names)}; others are not changed")
+
+
+def rename_model(file: ModelFile, name: str) -> Path:
+    """Rename a model of the models folder; it stays in its subfolder. Return its path.
+
+    Raises:
+        OutputError: The name is a path or exists already, or the folder cannot be written.
+    """
+    if Path(name).name != name or name.startswith("."):
+        raise OutputError(f"{name}: must be a name without folders")
+    suffix = file.path.suffix if file.path.is_file() else ""
+    target = refuse_overwrite(models_dir() / file.subfolder / f"{name}{suffix}")
+    try:
+        os.rename(file.path, target)
+    except OSError as problem:
+        raise explained(target, problem) from problem
+    _remove_empty(file)
+    return target
+
+
+def delete_model(file: ModelFile) -> None:
+    """Delete a model of the models folder; half of it is never there under its name.
+
+    Raises:
+        OutputError: The folder has other things than a model, or cannot be written.
+    """
+    refuse_foreign(file.path, "deleted")
+    try:
+        staging.discard(file.path)
+    except OSError as problem:
+        raise explained(file.path, problem) from problem
+    _remove_empty(file)
+
+
+def _remove_empty(file: ModelFile) -> None:
+    """Remove the folders of owners that are empty now."""
+    top = models_dir() / file.subfolder
+    for folder in file.path.parents:
+        if folder == top:
+            return
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def not_found_message(name: str | Path, subfolder: Subfolder) -> str:

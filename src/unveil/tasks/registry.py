@@ -191,6 +191,8 @@ _BUNDLED = {
             "convert:Convert",
             "Convert weights between the native format and those of other projects, or a run to a saved model.",
         ),
+        ("rename", "models:RenameModel", "Rename a model of the models folder."),
+        ("delete", "models:DeleteModel", "Delete a model of the models folder."),
         ("merge", "merge:Merge", "Merge models of one architecture by a weighted average of their weights."),
         ("translate", "translate:Translate", "Translate texts by a trained sequence-to-sequence model."),
         (

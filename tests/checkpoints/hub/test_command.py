@@ -113,3 +113,11 @@ def test_ctrl_c_in_the_middle_of_a_file_keeps_nothing(hub: Hub, published: Repo,
     assert not [path for path in model_folder.models_dir().rglob("*") if path.is_file()]
     assert not [*tmp_path.rglob("*.incomplete")]
     assert TOKEN not in output
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert run(["get", NAME]) == 2
+    assert "a model of the hub needs huggingface_hub, which is not installed: pip install 'unveil[hf]'" in (
+        capsys.readouterr().err
+    )

@@ -40,12 +40,14 @@ def test_only_an_admin_may_change_what_all_keys_share(models: Path, tmp_path: Pa
         "get": {"repository": "someone/digits"},
         "push": {"source": "ddpm-digits", "repository": "me/digits"},
         "convert": {"source": "ddpm-digits", "output": "mine"},
+        "rename": {"source": "ddpm-digits", "output": "mine"},
+        "delete": {"source": "ddpm-digits", "yes": True},
     }
     for kind, request in requests.items():
         with pytest.raises(AdminRequired, match=f"{kind}: .*needs a key with the role admin"):
             job_cost(kind, request, catalog, inputs, is_admin=False)  # type: ignore[arg-type]
         assert job_cost(kind, request, catalog, inputs, is_admin=True) == 1.0  # type: ignore[arg-type]
-    assert [name for name in registry.BUNDLED if registry.task_class(name).admin] == ["get", "push"]
+    assert [name for name in registry.BUNDLED if registry.task_class(name).admin] == ["get", "push", "rename", "delete"]
 
 
 def test_a_short_name_finds_the_downloaded_model_and_offers_a_missing_one(models: Path):
@@ -92,3 +94,14 @@ def test_a_job_downloads_a_model_and_shows_no_token(queue, worker, models: Path,
     places = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "home"]
     assert [path for path in places if TOKEN.encode() in path.read_bytes()] == []
     assert TOKEN not in str(job) + str(refused)
+
+
+def test_jobs_rename_and_delete_models_of_the_models_folder_only(queue, worker, models: Path):
+    save(models / "checkpoints" / "someone" / "digits")
+    job = done(queue, worker, "rename", source="someone/digits", output="mine")
+    assert job.error is None
+    assert [entry.name for entry in Catalog(None).models() if entry.origin == "models"] == ["mine"]
+    assert "not a model of" in str(done(queue, worker, "delete", source="ddpm-digits", yes=True).error)
+    assert "confirm with --yes" in str(done(queue, worker, "delete", source="mine").error)
+    assert done(queue, worker, "delete", source="mine", yes=True).error is None
+    assert not (models / "checkpoints" / "mine").exists()
