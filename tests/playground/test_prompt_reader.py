@@ -102,6 +102,10 @@ def test_the_measurement_reads_videos():
         ("a red dot on gray", "a red dot on gray", ""),  # a caption already
         ("teal box jumping quickly", "a cyan square bounces fast off the top wall", "teal -> cyan"),
         ("the ball drops", "a circle moves down", ""),
+        ("teh rign goes off to the rihgt", "a ring moves right", "teh -> the, rign -> ring, rihgt -> right"),
+        ("sqaur, purpul, dowm", "a purple square moves down", "sqaur -> square, purpul -> purple, dowm -> down"),
+        ("a round cross circling", "a cross moves in a circle", ""),
+        ("a ring at the left edge is moving", "a ring starts at the centre left and moves right", ""),
         ("a ring circles clockwise", "a ring moves in a circle clockwise", ""),
         ("a square that gets bigger", "a square grows", ""),
         ("grn cros dwn", "a green cross moves down", "grn -> green, cros -> cross, dwn -> down"),

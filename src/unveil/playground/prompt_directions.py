@@ -103,7 +103,7 @@ def _part(prompt_words: Sequence[Word], begin: int) -> _Part | None:
         at += 1
         while at < len(prompt_words) and prompt_words[at].kind in ("article", "known", "plain", "to", "at", "shade"):
             preposition = (
-                prompt_words[at].kind if prompt_words[at].kind == "to" and preposition == "at" else preposition
+                prompt_words[at].kind if prompt_words[at].kind == "to" and preposition in ("at", "hit") else preposition
             )
             at += 1
     if at < len(prompt_words) and prompt_words[at].kind == "sky" and preposition in ("from", "to"):

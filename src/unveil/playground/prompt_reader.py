@@ -368,6 +368,10 @@ class _Reader:
         """Drop the words of further objects, and report them and counts."""
         self._verbs()
         shapes = [at for at, word in enumerate(self._words) if word.kind == "shape"]
+        for at in shapes:
+            if self._words[at].text in ("round", "circular") and len(shapes) > 1:
+                self._words[at] = self._words[at]._replace(kind="plain")
+        shapes = [at for at, word in enumerate(self._words) if word.kind == "shape"]
         for first, at in pairwise(shapes):
             if at == first + 1:  # "a circular ring", "a round ball"
                 self._words[first] = self._words[first]._replace(kind="plain")
@@ -403,7 +407,8 @@ class _Reader:
         for at, word in enumerate(self._words):
             before = any(other.kind in ("shape", "colour") for other in self._words[:at])
             follows = at and self._words[at - 1].kind in ("shape", "known")
-            if word.kind == "shape" and word.plural and before and follows and word.value in ("circle", "cross"):
+            inflected = word.plural or word.text.endswith("ing")
+            if word.kind == "shape" and inflected and before and follows and word.value in ("circle", "cross"):
                 kind, value = ("motion", "orbit") if word.value == "circle" else ("go", "")
                 self._words[at] = word._replace(kind=kind, value=value)
 
@@ -490,7 +495,8 @@ class _Reader:
         if len(moved) > 1:
             self.omitted.append("more than one motion")
         if not moved:
-            return {}
+            goes = next((word.text for word in self._words if word.kind == "go"), None)
+            return {} if goes is None else {"motion": self._any_way(course.start)}
         if moved[0] != "way":
             return {"motion": moved[0], **(facts if moved[0] == "bounce" else {})}
         if len(ways) == 1:
@@ -498,6 +504,12 @@ class _Reader:
         upright = next(way for way in ways if way in ("up", "down"))
         across = next(way for way in ways if way in ("left", "right"))
         return {"motion": "diagonal", "turn": f"{upright} and to the {across}"}
+
+    def _any_way(self, start: str | None) -> str:
+        """Return a direction for a motion without one: away from the place where it starts."""
+        away = {"left": "right", "right": "left", "top": "down", "upper": "down", "bottom": "up", "lower": "up"}
+        ways = [away[side] for side in (start or "").split() if side in away]
+        return ways[0] if ways else tuple(WAYS)[len(self._words) % len(WAYS)]
 
 
 def describe_changes(reading: PromptReading) -> str:

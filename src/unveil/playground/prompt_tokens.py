@@ -21,7 +21,10 @@ from unveil.playground.world.caption_templates import Language
 
 PAUSE, NUMBER, UNKNOWN, EMOJI, NEAREST = "pause", "number", "unknown", "emoji", "nearest"
 COMMON = 16_000  # merges of CLIP's vocabulary; a word that is made by an earlier one is in use and is not a misspelling
-_LONG, _SHORT = 7, 3  # letters from which two edits are corrected, and up to which only two swapped letters are
+_SHORT = 3  # letters up to which only two swapped letters are corrected
+_EDITS = {4: 1.5, 5: 1.95}  # most edits that are corrected, by the letters of a word; of longer ones `_MOST`
+_MOST = 2.05
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of the keyboard
 # Traditional characters, and the simplified ones that are read in their place.
 _TRADITIONAL = (
     "\u500b\u7d05\u7da0\u85cd\u9ec3\u5713\u74b0\u52d5\u8f49\u8b8a\u7e2e\u975c\u7de9\u5f9e\u7246\u5f48\u9593\u9ede\u93e1"
@@ -167,7 +170,21 @@ def _mended_words() -> dict[str, str]:
         for word in phrase.words
         if len(phrase.words) == 1 and len(word) >= _SHORT
     }
-    bases |= {"background", "bigger", "corner", "slowly", "diagonal", "still", "camera", "around", "towards"}
+    bases |= {
+        "the",
+        "and",
+        "from",
+        "with",
+        "background",
+        "bigger",
+        "corner",
+        "slowly",
+        "diagonal",
+        "still",
+        "camera",
+        "around",
+        "towards",
+    }
     return {form: base for base in sorted(bases) for form in _forms(base)}
 
 
@@ -260,7 +277,7 @@ def _mended(word: str, changes: list[str]) -> str:
     if word in _common_words():
         return word
     nearest: dict[tuple[str, str], str] = {}
-    best = 2.5 if len(word) >= _LONG else 1.5
+    best = _EDITS.get(max(len(word), 4), _MOST)
     for form, base in _mended_words().items():
         near = abs(len(form) - len(word)) <= best
         distance = 1.0 if _without_vowels(form) == word else _distance(word, form) if near else 9.0
@@ -320,7 +337,14 @@ def _distance(word: str, other: str) -> float:
     edits = table[-1][-1]
     if len(word) <= _SHORT and edits != 0.9:
         return 9
-    return edits + (0.6 if len(word) == 4 and len(other) == 4 and edits == 1 else 0)
+    if len(word) == len(other) == 4 and edits == 1:  # another letter: only of a neighbouring key
+        return edits if any(_are_near(a, b) for a, b in zip(word, other, strict=True) if a != b) else 9
+    return edits
+
+
+def _are_near(letter: str, other: str) -> bool:
+    """Return True if two keys are next to each other in a row of the keyboard."""
+    return any(abs(row.index(letter) - row.index(other)) == 1 for row in _KEYS if letter in row and other in row)
 
 
 # ---------------------------------------------------------------------- Chinese
