@@ -97,4 +97,4 @@ def test_a_long_prompt_is_cut_in_messages(cli: Cli):
     for prompt in (f"a red circle {words}", "red " * 5000):
         done = cli("sample", prompt, "--steps", "1", "-o", "out.png")
         assert done.err
-        assert max(map(len, done.err.splitlines())) < 400
+        assert max(map(len, done.err.splitlines())) < 700  # of prompts of 9,000 and 20,000 characters
