@@ -237,7 +237,7 @@ class _Reader:
             if word.kind == "not":
                 inside = True
                 negated.append(word.text)
-            elif inside and word.kind not in (PAUSE, "also", "sequence") and word.text != "but":
+            elif inside and word.kind not in (PAUSE, "also", "sequence") and word.text not in ("but", "\u7684"):
                 negated.append(word.text)
             else:
                 inside = False
