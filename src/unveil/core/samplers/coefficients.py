@@ -91,6 +91,14 @@ def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     return elementary.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
 
 
+def lands(here: NoiseLevel, there: NoiseLevel) -> Tensor:
+    """True for the parts of a step that go from noise onto clean data.
+
+    There every sampler takes the estimate of x0. A step along a curved path, or one that adds noise, would leave some.
+    """
+    return (there.sigma == 0) & (here.sigma > 0)
+
+
 # ---------------------------------------------------------------------- levels between those of a schedule
 
 

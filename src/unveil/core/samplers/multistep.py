@@ -17,6 +17,7 @@ from unveil.core.samplers.coefficients import (
     adams,
     check_order,
     gains,
+    lands,
     linear_step,
     select_level,
 )
@@ -55,6 +56,8 @@ def lms(schedule: Schedule, order: int = 4) -> CoefficientTable:
 def adams_bashforth(schedule: Schedule, order: int = 2) -> AdamsBashforth:
     """Adams-Bashforth in t on the velocity dx/dt = alpha' x0 + sigma' eps, for any spacing: one call a step.
 
+    The step onto clean data takes the estimate of x0.
+
     Args:
         schedule: Schedule from noise to data.
         order: 1 to 4; the first steps have fewer velocities, and a lower order.
@@ -76,12 +79,12 @@ class AdamsBashforth:
         self.levels = list(schedule[:-1])
         self.order = order
         here, there = schedule.steps
-        width, straight = there.t - here.t, linear_step(here, there)
+        width, straight = where(lands(here, there), 0.0, there.t - here.t), linear_step(here, there)
         weights, counts = gains(LinearStep(scalar(1.0), width, width), adams, order)
         rows = rows_of(self.levels, ZERO, weights, counts=counts)
         self.gains = [row.gains for row in rows]
-        # (keep, gain of x0) where time stands still: a process may stop before clean data, and its time with it, so
-        # that step is the straight one
+        # (keep, gain of x0) of the step onto clean data, and where time stands still: a process may stop before clean
+        # data, and its time with it
         leaps = where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)
         self.leaps = list(zip(*(leap.unbind() for leap in leaps), strict=True))
 
