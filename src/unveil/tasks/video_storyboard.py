@@ -58,8 +58,9 @@ class VideoStoryboard(Windows, VideoTask):
         """The video of all scenes."""
         from dataclasses import replace
 
-        from unveil.generation import video, video_inputs
+        from unveil.generation import video
         from unveil.generation.prompt_schedule import ScheduledPrompt as Span
+        from unveil.generation.video_inputs import rate_of
         from unveil.tasks.video_run import VideoShot, check_prompt
 
         spans = [Span(scene.first, scene.last + 1, scene.prompt) for scene in self.scenes]
@@ -67,4 +68,4 @@ class VideoStoryboard(Windows, VideoTask):
         for text in self.texts:
             check_prompt(stage.model, text)
         spec = replace(spec, size=self.size, overlap=self.overlap)
-        return VideoShot(self, spec, stage.request(spans[0].prompt), video_inputs.RATE)
+        return VideoShot(self, spec, stage.request(spans[0].prompt), rate_of(stage.model))

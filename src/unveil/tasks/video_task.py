@@ -43,7 +43,7 @@ class VideoTask(AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
     fps: Annotated[
         float | None,
         info(
-            "Frame rate in frames per second; that of the input video, or 8.",
+            "Frame rate in frames per second; that of the model's training when left out, or that of an edited video.",
             title="Frame rate",
             unit="fps",
             gt=0,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -97,6 +97,23 @@ def lands(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     There every sampler takes the estimate of x0. A step along a curved path, or one that adds noise, would leave some.
     """
     return (there.sigma == 0) & (here.sigma > 0)
+
+
+TimeEnd = Literal["x0", "velocity"]
+
+
+def ends_straight(here: NoiseLevel, there: NoiseLevel, end: TimeEnd) -> Tensor:
+    """True for the parts of a step in time that hold x0 and eps instead of the velocity.
+
+    These are the steps onto clean data, unless `end` is "velocity", and those at the end of a process that stops before
+    clean data, because its time stops there, too.
+
+    Raises:
+        RecipeError: There is no such `end`.
+    """
+    if end not in get_args(TimeEnd):
+        raise RecipeError(f"end = {end!r}: must be 'x0' or 'velocity'")
+    return (there.t == here.t) | (lands(here, there) & (end == "x0"))
 
 
 # ---------------------------------------------------------------------- levels between those of a schedule

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.elementary import level_by_level, where
-from unveil.core.samplers.coefficients import lands
+from unveil.core.samplers.coefficients import TimeEnd, ends_straight
 from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule, levels_of
@@ -172,8 +172,6 @@ def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
 
 # ---------------------------------------------------------------------- in the process's own time
 
-TimeEnd = Literal["x0", "velocity"]
-
 
 @level_by_level()
 def euler_time(
@@ -253,20 +251,11 @@ def heun_time(
 
 
 def _along(here: NoiseLevel, there: NoiseLevel, end: TimeEnd) -> tuple[Tensor, Tensor]:
-    """Euler steps: their factors of x and x0.
-
-    Steps onto clean data are straight, as `end` says, and so are those at the end of a process that stops before clean
-    data, because its time stops there, too.
-
-    Raises:
-        RecipeError: There is no such `end`.
-    """
-    if end not in ("x0", "velocity"):
-        raise RecipeError(f"end = {end!r}: must be 'x0' or 'velocity'")
+    """Euler steps, and straight ones at the end: their factors of x and x0."""
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
     keep, gain = first_order_step(here, there)
-    straight = (width == 0) | (lands(here, there) & (end == "x0"))
+    straight = ends_straight(here, there, end)
     return where(straight, keep, 1 + width * on_x), where(straight, gain, width * on_x0)
 
 

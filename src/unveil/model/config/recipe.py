@@ -156,8 +156,17 @@ class Recipe(ModelConfig, RecipeHeader):
 
     @property
     def model(self) -> ModelConfig:
-        """The part that is saved with the model."""
-        return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+        """The part that is saved with the model, with the frame rate of the data."""
+        fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
+        if self.fps is None and len(self.shape) == 4:
+            fields["fps"] = _only_rate(getattr(self.data, "fps", None))
+        return ModelConfig.model_construct(**fields)
+
+
+def _only_rate(rates: float | Sequence[float] | None) -> float | None:
+    """The frame rate of data, if all of it has the same."""
+    several = rates if isinstance(rates, Sequence) else () if rates is None else (rates,)
+    return float(several[0]) if len(set(several)) == 1 else None
 
 
 class ClassifierRecipe(RecipeHeader):
