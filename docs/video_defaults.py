@@ -3,8 +3,8 @@
     python docs/video_defaults.py playground-video --sampler ddim --sampler dpmpp-2m --steps 8 --steps 16
     python docs/video_defaults.py playground-video --size 24 --size 48 --size 64
 
-Without `--sampler` the default of the model is measured. Each row is written to docs/results/MODEL/defaults.json as soon
-as it is measured, and replaces the row of the same sampler, steps, size and prompts there.
+Without `--sampler` the default of the model is measured. Each row is written to docs/results/MODEL/defaults.json as
+soon as it is measured, and replaces the row of the same sampler, steps, size and prompts there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from scipy import ndimage
 from torch import Tensor
 
@@ -30,19 +33,22 @@ from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.detector import to_frames
-from unveil.playground.eval_prompts import eval_prompts
+from unveil.playground.eval_prompts import EvalPrompt, eval_prompts
+from unveil.types import Item
 
 RESULTS = Path(__file__).parent / "results"
 APART = 6  # pixels from anything drawn, from which on a pixel is ground
 DRAWN = 40  # of 255: what differs from the ground by more is drawn
 LAWS = ("occluder", "frame", "space", "brush", "game", "impact")  # a corridor has no ground
+PATTERNED = ("frame",)  # the background of these is drawn, too
 
 
 class Prompt(NamedTuple):
-    """A prompt and whether a video follows it."""
+    """A prompt, whether a video follows it, and whether its ground is plain."""
 
     text: str
     follows: Callable[[Tensor], bool]
+    plain: bool = True
 
 
 def ground_noise(pixels: Tensor) -> float:
@@ -65,25 +71,27 @@ def ground_noise(pixels: Tensor) -> float:
 def prompts_of(name: str, count: int) -> list[Prompt]:
     """Prompts of what the model draws, none picked by hand: validation prompts, or scenes of the laws in turn."""
     if name == "playground-video":
-        return [
-            Prompt(each.text, lambda pixels, each=each: matches_prompt(each, detect(pixels))["all"])
-            for each in eval_prompts("validation", count=count)
-        ]
+        return [Prompt(each.text, partial(_matches, each)) for each in eval_prompts("validation", count=count)]
     found: list[Prompt] = []
     for key in LAWS:
         law, share = physics_benchmark.LAWS[key], -(-count // len(LAWS))
         config = PlaygroundConfig(frames=(16,), seed=1, num_val=20 * share, **law.world)
         items = (item for item in Playground(config, "held-out") if law.accept(item))
         metric = next(metric for metric in law.metrics if metric.correct is not None)
-        low, high = metric.correct or (0.0, 0.0)
-        for item, _ in zip(items, range(share), strict=False):
-            found.append(
-                Prompt(
-                    physics_benchmark.prompt_of(item),
-                    lambda pixels, item=item, metric=metric, low=low, high=high: low <= metric.measure(item, pixels) <= high,
-                )
-            )
+        found += [
+            Prompt(physics_benchmark.prompt_of(item), partial(_holds, metric, item), key not in PATTERNED)
+            for item in islice(items, share)
+        ]
     return found[:count]
+
+
+def _matches(prompt: EvalPrompt, pixels: Tensor) -> bool:
+    return matches_prompt(prompt, detect(pixels))["all"]
+
+
+def _holds(metric: physics_benchmark.PhysicsMetric, item: Item, pixels: Tensor) -> bool:
+    low, high = metric.correct or (0.0, 0.0)
+    return low <= metric.measure(item, pixels) <= high
 
 
 def measured(model: Model, prompts: Sequence[Prompt], sampling: dict[str, Any], side: int, seed: int) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def measured(model: Model, prompts: Sequence[Prompt], sampling: dict[str, Any], 
     options = SamplingOptions(model.sampling.changed(sampling), seed=seed, batch=4 if side > 32 else 8)
     videos = to_pixels(generate_for(model, [{"text": prompt.text} for prompt in prompts], options))
     seconds = (time.process_time() - begun) / len(prompts)
-    ground = [ground_noise(video) for video in videos]
+    ground = [ground_noise(video) for prompt, video in zip(prompts, videos, strict=True) if prompt.plain]
     follows = [prompt.follows(video) for prompt, video in zip(prompts, videos, strict=True)]
     return {
         "ground": round(float(np.nanmean(ground)), 3), "worst": round(float(np.nanmax(ground)), 3),
@@ -110,12 +118,14 @@ def main() -> None:
     parser.add_argument("--size", action="append", type=int)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], help="another setting, such as schedule=karras")
+    parser.add_argument(
+        "--set", action="append", default=[], help='another, such as schedule=karras or options={"end": "velocity"}'
+    )
     told = parser.parse_args()
     torch.set_num_threads(1)
     model, file = unveil.load(told.model), RESULTS / told.model / "defaults.json"
     prompts = prompts_of(told.model, told.prompts)
-    others = dict(setting.split("=", 1) for setting in told.set)
+    others = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in told.set)}
     for side in told.size or [model.shape[-1]]:
         for sampler in told.sampler or [model.sampling.sampler]:
             for steps in told.steps or [model.sampling.steps]:

@@ -15,7 +15,7 @@ from unveil.conditioning.micro_conditioning import ScalarCondition
 from unveil.generation.image_output import read_generation_metadata
 from unveil.generation.video_inputs import decode_video
 from unveil.io.console import Console
-from unveil.model import Model
+from unveil.model import Model, checkpoint_store
 from unveil.model.config import load_recipe
 from unveil.model.model import FPS
 from unveil.tasks import NAME, registry
@@ -42,11 +42,13 @@ def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return said
 
 
-def ran(model: Path, out: str = "made", **values: object) -> Tensor:
+def ran(model: Path, out: str = "made", *, again: bool = False, **values: object) -> Tensor:
     """The frames that a task writes; by the metadata they are generated again."""
-    task = registry.parse({"model": str(model), **values})
+    task = registry.parse({"model": str(model), "steps": 1, **values})
     task.run(TaskContext(TaskOutput(Path(out)), Console(quiet=True)))
     made = frames(Path(out))
+    if not again:
+        return made
     first = f"{out}/frame_00000.png"
     Regenerate(source=first, model=str(model)).run(TaskContext(TaskOutput(Path(f"{out}-again")), Console(quiet=True)))
     assert torch.equal(frames(Path(f"{out}-again")), made)
@@ -71,7 +73,9 @@ def test_videos_have_the_rate_of_training(heard: list[str], model: Path, values:
     clip(Path("clip"))  # frames, which have no rate
     ran(model, **values)
     assert rate_in("made") == RATE
-    registry.parse({"model": str(model), **values, "fps": 4}).run(TaskContext(TaskOutput(Path("slow")), Console()))
+    registry.parse({"model": str(model), "steps": 1, **values, "fps": 4}).run(
+        TaskContext(TaskOutput(Path("slow")), Console())
+    )
     assert rate_in("slow") == 4
     assert not [text for text in heard if "frames per second" in text]
 
@@ -82,7 +86,7 @@ def test_what_is_continued_is_brought_to_the_rate_of_training(heard: list[str], 
     assert (given.shape[1], rate, file_rate) == (11, RATE, 30)
     whole = decode_video(Path("fast.mp4"), None)[0]
     assert torch.equal(given, whole[:, ::3])  # the frames closest in time
-    made = ran(model, **{NAME: "video-extend"}, video="fast.mp4", frames=4, prompt=WORDS[0])
+    made = ran(model, again=True, **{NAME: "video-extend"}, video="fast.mp4", frames=4, prompt=WORDS[0])
     assert torch.equal(made[:, :11], given)
     assert (made.shape[1], rate_in("made")) == (15, RATE)
     assert any("fast.mp4: 30 frames per second, brought to the model's 10: 11 frames" in text for text in heard)
@@ -101,12 +105,18 @@ def test_what_is_continued_is_brought_to_the_rate_of_training(heard: list[str], 
     assert not heard
 
 
-def test_a_file_of_another_rate_is_generated_again_at_its_own(heard: list[str], model: Path, tmp_path: Path):
+def test_a_file_of_another_rate_is_generated_again_at_its_own(
+    heard: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """As files that were made before the model stated its rate."""
     unrated = tiny_clips(frames=6).save(tmp_path / "unrated")
     make_video(Path("fast.mp4"), size=(8, 8), count=7, rate=30)
-    made = ran(unrated, **{NAME: "video-extend"}, video="fast.mp4", frames=3, prompt=WORDS[0])
+    made = ran(unrated, again=True, **{NAME: "video-extend"}, video="fast.mp4", frames=3, prompt=WORDS[0])
     assert (made.shape[1], rate_in("made")) == (10, 30)
+    former = Regenerate(source="made/frame_00000.png", model=str(model))  # the same tensors, with a rate
+    monkeypatch.setattr(checkpoint_store, "is_same", lambda stated, current: True)
+    former.run(TaskContext(TaskOutput(Path("again")), Console(quiet=True)))
+    assert torch.equal(frames(Path("again")), made)
 
 
 def test_a_network_that_takes_the_rate_is_told_it(
@@ -121,8 +131,8 @@ def test_a_network_that_takes_the_rate_is_told_it(
             told.append([float(value) for value in torch.as_tensor(raw).flatten()])
             return super().encode(raw)
 
-    rated = Model(tiny.denoiser, tiny.shape, conditioners=[*tiny.conditioners.values(), Rate((25.0,), width - 1, key=FPS)],
-                  config=tiny.config, fps=25.0)  # fmt: skip
+    conditioners = [*tiny.conditioners.values(), Rate((25.0,), width - 1, key=FPS)]
+    rated = Model(tiny.denoiser, tiny.shape, conditioners=conditioners, config=tiny.config, fps=25.0)
     opened = TaskContext.open
     monkeypatch.setattr(TaskContext, "open", lambda self, *rest, **named: (rated, opened(self, *rest, **named)[1]))
 

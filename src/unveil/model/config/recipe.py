@@ -20,7 +20,7 @@ from unveil.model.config.autoencoder import (
     check_loss,
 )
 from unveil.model.config.captioner import CaptionerFields
-from unveil.model.config.data import Data
+from unveil.model.config.data import Data, frame_rate_of
 from unveil.model.config.model import ModelConfig, ProcessSection
 from unveil.model.config.objective import Objective, SimpleObjective
 from unveil.model.config.sections import (
@@ -159,14 +159,8 @@ class Recipe(ModelConfig, RecipeHeader):
         """The part that is saved with the model, with the frame rate of the data."""
         fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
         if self.fps is None and len(self.shape) == 4:
-            fields["fps"] = _only_rate(getattr(self.data, "fps", None))
+            fields["fps"] = frame_rate_of(self.data)
         return ModelConfig.model_construct(**fields)
-
-
-def _only_rate(rates: float | Sequence[float] | None) -> float | None:
-    """The frame rate of data, if all of it has the same."""
-    several = rates if isinstance(rates, Sequence) else () if rates is None else (rates,)
-    return float(several[0]) if len(set(several)) == 1 else None
 
 
 class ClassifierRecipe(RecipeHeader):
