@@ -1,4 +1,4 @@
-"""Frame rates: videos have that of the model's training, the network is told it, and input videos are brought to it."""
+"""Frame rates: videos have that of training, networks are conditioned on it, and input videos are brought to it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """What is said to the user; the current folder is new."""
+    """What is printed; the current folder is new."""
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    monkeypatch.setattr(Console, "say", lambda self, text, *rest: said.append(text))
-    return said
+    texts: list[str] = []
+    monkeypatch.setattr(Console, "say", lambda self, text, *rest: texts.append(text))
+    return texts
 
 
 def ran(model: Path, out: str = "made", *, again: bool = False, **values: object) -> Tensor:
@@ -119,16 +119,16 @@ def test_a_file_of_another_rate_is_generated_again_at_its_own(
     assert torch.equal(frames(Path("again")), made)
 
 
-def test_a_network_that_takes_the_rate_is_told_it(
+def test_a_network_that_takes_the_rate_is_conditioned_on_it(
     heard: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tiny = tiny_clips(frames=6)
     width = tiny.encode({"prompt": WORDS[:1]}, 1)[0].vector.shape[-1]  # pyright: ignore
-    told: list[list[float]] = []
+    given: list[list[float]] = []
 
     class Rate(ScalarCondition):
         def encode(self, raw):  # type: ignore[no-untyped-def]
-            told.append([float(value) for value in torch.as_tensor(raw).flatten()])
+            given.append([float(value) for value in torch.as_tensor(raw).flatten()])
             return super().encode(raw)
 
     conditioners = [*tiny.conditioners.values(), Rate((25.0,), width - 1, key=FPS)]
@@ -137,10 +137,10 @@ def test_a_network_that_takes_the_rate_is_told_it(
     monkeypatch.setattr(TaskContext, "open", lambda self, *rest, **named: (rated, opened(self, *rest, **named)[1]))
 
     def tell(**values: object) -> float:
-        told.clear()
+        given.clear()
         out = f"made{len(list(Path().iterdir()))}"
         registry.parse({"model": str(model), "steps": 1, **values}).run(TaskContext(TaskOutput(Path(out)), Console()))
-        [found] = {number for each in told for number in each}
+        [found] = {number for each in given for number in each}
         assert read_generation_metadata(Path(out) / "frame_00000.png")["batch"]["given"][FPS] == [found]
         assert rate_in(out) == found
         return found

@@ -169,8 +169,8 @@ class NativeCaptioner:
         """Select at most FRAMES frames, and resize them towards the captioner's training size.
 
         A faster video is brought to the captioner's rate by the frames closest in time. If it still has more than
-        FRAMES, these are spaced evenly over it. The network is told its own rate, as if the video had been speeded up:
-        it has seen no other. The aspect ratio is kept up to whole patches.
+        FRAMES, these are spaced evenly over it. The network gets its own rate, as if the video had been speeded up,
+        because it has seen no other. The aspect ratio is kept up to whole patches.
 
         Raises:
             RecipeError: The number of channels differs from the captioner's.

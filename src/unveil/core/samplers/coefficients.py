@@ -109,7 +109,7 @@ def ends_straight(here: NoiseLevel, there: NoiseLevel, end: TimeEnd) -> Tensor:
     clean data, because its time stops there, too.
 
     Raises:
-        RecipeError: There is no such `end`.
+        RecipeError: `end` is neither of the two.
     """
     if end not in get_args(TimeEnd):
         raise RecipeError(f"end = {end!r}: must be 'x0' or 'velocity'")
