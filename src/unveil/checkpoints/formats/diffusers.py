@@ -53,9 +53,15 @@ def save(model: Model, path: Path) -> SavedCheckpoint:
     return SavedCheckpoint(stable_diffusion.write(model, path), notes)
 
 
+def unsupported(path: Path) -> str:
+    """Return why a folder is not read; empty: it is."""
+    return pipelines.unsupported(PipelineFolder(path))
+
+
 def describe(path: Path) -> str:
     """Return the title of a folder."""
-    return f"a folder of diffusers, {PipelineFolder(path).kind}"
+    folder = PipelineFolder(path)
+    return f"a folder of diffusers, {folder.kind}{', which is not read' if pipelines.unsupported(folder) else ''}"
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -92,6 +98,7 @@ FORMATS = (
         name="diffusers-pipeline",
         is_folder=is_folder,
         load_folder=load_pipeline,
+        unsupported=unsupported,
         describe=describe,
         inspect_folder=inspect_folder,
         digest=digest,

@@ -29,7 +29,7 @@ from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
 from unveil.conditioning.text_encoder import CombineEncoders, EncoderOutput, MultiTextEncoder
-from unveil.errors import WeightsError, did_you_mean
+from unveil.errors import UnsupportedFormat, WeightsError, did_you_mean
 from unveil.io.files import read_header
 from unveil.model import Model, model_folder
 
@@ -107,21 +107,29 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         dtype: Number format of its computation.
 
     Raises:
-        WeightsError: A pipeline that is not known, a component that is missing or damaged, settings that are not
+        UnsupportedFormat: A pipeline that is not known.
+        WeightsError: A component that is missing or damaged, settings that are not
             supported, or anything in the folder that would have to be run.
         RecipeError: Diffusers or transformers is not installed.
     """
     folder = PipelineFolder(path)
-    if folder.kind not in PIPELINES:
-        supported = list(PIPELINES)
-        raise WeightsError(
-            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
-            f"{did_you_mean(folder.kind, supported)}"
-        )
+    if why := unsupported(folder):
+        raise UnsupportedFormat(f"{path}: {why}")
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
         model.source_folder = path
     return model.to_inference_dtype(dtype).eval()
+
+
+def unsupported(folder: PipelineFolder) -> str:
+    """Why a folder is not read; empty: it is."""
+    supported = list(PIPELINES)
+    if folder.kind in supported:
+        return ""
+    return (
+        f"{folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
+        f"{did_you_mean(folder.kind, supported)}"
+    )
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:
@@ -148,7 +156,9 @@ def inspect(path: Path) -> dict[str, Any]:
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
     more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
-    fits = {name: match.text() for name, match in report(path).items()} if folder.kind in PIPELINES else {}
+    if why := unsupported(folder):
+        return facts | model_folder.summary(headers) | {"problem": why, "supported": False}
+    fits = {name: match.text() for name, match in report(path).items()}
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 
