@@ -179,10 +179,10 @@ def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
     """Return which part of a file is read, and its tensors; a pickle is read in a separate process."""
     try:
         with open(source, "rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as problem:
         raise WeightsError(f"{source}: cannot be read ({problem.strerror}); check the path") from problem
-    if not start.startswith(PICKLES):
+    if start[8:] == b"{" or not start.startswith(PICKLES):  # the length of a safetensors header may begin as a pickle
         return "the file", read_tensors(source)
     inside = scratch / "tensors.safetensors"
     part = safe_unpickle.tensors_of(source, inside)
