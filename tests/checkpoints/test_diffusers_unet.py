@@ -98,9 +98,7 @@ def test_sides_that_are_no_multiple_of_the_downsampling_give_the_same_results(si
     residuals, middle = controlnet(
         x, t, tokens, controlnet_cond=x.new_ones(2, 3, *(8 * side for side in size)), return_dict=False
     )
-    want = network(
-        x, t, tokens, down_block_additional_residuals=residuals, mid_block_additional_residual=middle
-    ).sample
+    want = network(x, t, tokens, down_block_additional_residuals=residuals, mid_block_additional_residual=middle).sample
     got = ours(x, t, Condition(tokens=tokens, residuals=(*residuals, middle)))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     with ours.precompute([7.0]):
