@@ -5,7 +5,7 @@ Facts: defaults of diffusers' `StableDiffusionXLPipeline`, `StableDiffusion3Pipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from unveil.autoencoders.autoencoder import AutoencoderKL
 from unveil.checkpoints.formats import autoencoder
-from unveil.checkpoints.hf import stable_diffusion, video_pipelines
+from unveil.checkpoints.hf import stable_diffusion, unconditional, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
     empty_adapter,
@@ -22,6 +22,7 @@ from unveil.checkpoints.hf.components import (
     scheduler_of,
     weights_of,
 )
+from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, MMDiT
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport, compare
@@ -86,14 +87,76 @@ def load_components(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return stable_diffusion.read_stable_diffusion(folder).model.to_inference_dtype(dtype)
 
 
-# Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
-PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    **dict.fromkeys(stable_diffusion.CLASSES, load_components),
-    "StableDiffusionXLPipeline": sdxl,
-    "StableDiffusion3Pipeline": sd3,
-    "FluxPipeline": flux,
-    **video_pipelines.PIPELINES,
-}
+def load_unconditional(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a pipeline without conditions, which is one of our own parts and can be saved."""
+    return unconditional.read_unconditional(folder).model.to_inference_dtype(dtype)
+
+
+IMAGES = ("sample", "img2img", "inpaint", "lora")
+FAMILIES: tuple[PipelineFamily, ...] = (
+    PipelineFamily(
+        name="Stable Diffusion 1 and 2",
+        pipelines=stable_diffusion.CLASSES,
+        load=load_components,
+        tasks=(*IMAGES, "train"),
+        networks=("unet",),
+        native=True,
+        report=stable_diffusion.report,
+    ),
+    PipelineFamily(
+        name="DDPM, DDIM, and LDM without conditions",
+        pipelines=unconditional.CLASSES,
+        load=load_unconditional,
+        tasks=(*IMAGES, "train"),
+        networks=("unet",),
+        native=True,
+        report=unconditional.report,
+    ),
+    PipelineFamily(
+        name="Stable Diffusion XL",
+        pipelines=(
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+            "StableDiffusionXLControlNetUnionPipeline",
+            "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+            "StableDiffusionXLControlNetUnionInpaintPipeline",
+        ),
+        load=sdxl,
+        tasks=IMAGES,
+        networks=("unet",),
+    ),
+    PipelineFamily(
+        name="Stable Diffusion 3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            "StableDiffusion3ControlNetPipeline",
+            "StableDiffusion3ControlNetInpaintingPipeline",
+        ),
+        load=sd3,
+        tasks=IMAGES,
+    ),
+    PipelineFamily(
+        name="FLUX.1",
+        pipelines=(
+            "FluxPipeline",
+            "FluxImg2ImgPipeline",
+            "FluxInpaintPipeline",
+            "FluxControlNetPipeline",
+            "FluxControlNetImg2ImgPipeline",
+            "FluxControlNetInpaintPipeline",
+        ),
+        load=flux,
+        tasks=IMAGES,
+    ),
+    *video_pipelines.FAMILIES,
+)
+PIPELINES = {kind: family for family in FAMILIES for kind in family.pipelines}  # by the name of the class
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -115,7 +178,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     folder = PipelineFolder(path)
     if why := unsupported(folder):
         raise UnsupportedFormat(f"{path}: {why}")
-    model = PIPELINES[folder.kind](folder, dtype)
+    model = PIPELINES[folder.kind].load(folder, dtype)
     if model.config is None:
         model.source_folder = path
     return model.to_inference_dtype(dtype).eval()
@@ -123,12 +186,11 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
 
 def unsupported(folder: PipelineFolder) -> str:
     """Why a folder is not read; empty: it is."""
-    supported = list(PIPELINES)
-    if folder.kind in supported:
+    if folder.kind in PIPELINES:
         return ""
     return (
-        f"{folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
-        f"{did_you_mean(folder.kind, supported)}"
+        f"{folder.kind} is not a pipeline that can be read; those are "
+        f"{', '.join(family.pipelines[0] for family in FAMILIES)}{did_you_mean(folder.kind, list(PIPELINES))}"
     )
 
 
@@ -139,9 +201,9 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
         WeightsError: As `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
-    if folder.kind in stable_diffusion.CLASSES:
-        return stable_diffusion.report(folder)
-    names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
+    if (compared := PIPELINES[folder.kind].report) is not None:
+        return compared(folder)
+    names = [name for name in PIPELINES[folder.kind].networks if folder.has(name)]
     nets = {name: empty_adapter(folder, name).net for name in names}
     return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
@@ -154,7 +216,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     folder = PipelineFolder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
+    family = PIPELINES.get(folder.kind)
+    more = f": {video_pipelines.describe(folder, family)}" if family is not None and family.video else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
     if why := unsupported(folder):
         return facts | model_folder.summary(headers) | {"problem": why, "supported": False}
