@@ -101,9 +101,7 @@ def test_a_folder_is_read_written_and_makes_the_images_of_its_pipeline(
     conversion.convert(tmp_path / "native", tmp_path / "again", "diffusers")
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "again")
     assert type(again) is type(pipeline)
-    assert all(
-        torch.equal(value, pipeline.unet.state_dict()[key]) for key, value in again.unet.state_dict().items()
-    )
+    assert all(torch.equal(value, pipeline.unet.state_dict()[key]) for key, value in again.unet.state_dict().items())
     assert psnr(theirs(again, monkeypatch), want) > 100
 
 

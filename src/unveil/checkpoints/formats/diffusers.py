@@ -20,7 +20,6 @@ from unveil.io.files import staged
 from unveil.model import Model, model_folder
 from unveil.nn.unet import UNet
 
-
 READERS = dict.fromkeys(stable_diffusion.CLASSES, stable_diffusion.read_stable_diffusion)
 READERS |= dict.fromkeys(unconditional.CLASSES, unconditional.read_unconditional)
 
@@ -44,7 +43,7 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
 
 
 def save(model: Model, path: Path) -> SavedCheckpoint:
-    """Write a folder that diffusers opens with `from_pretrained`: of Stable Diffusion, without conditions, or of a DiT."""
+    """Write a folder that diffusers opens: of Stable Diffusion, of a model without conditions, or of a DiT."""
     if not isinstance(model.denoiser.network, UNet):
         with staged(path) as temporary:
             temporary.mkdir()

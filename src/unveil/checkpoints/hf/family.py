@@ -14,6 +14,7 @@ from unveil.model import Model
 
 PipelineTask = Literal["sample", "img2img", "inpaint", "lora", "train"]
 TASKS: tuple[PipelineTask, ...] = ("sample", "img2img", "inpaint", "lora", "train")
+IMAGE_TASKS: tuple[PipelineTask, ...] = ("sample", "img2img", "inpaint", "lora")
 
 
 @dataclass(frozen=True, kw_only=True)

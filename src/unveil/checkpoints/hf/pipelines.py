@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from unveil.autoencoders.autoencoder import AutoencoderKL
-from unveil.checkpoints.formats import autoencoder
-from unveil.checkpoints.hf import stable_diffusion, unconditional, video_pipelines
+from unveil.checkpoints.hf import image_pipelines, stable_diffusion, unconditional, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
     empty_adapter,
     encoder_of,
+    image_codec,
+    image_shape,
     network_of,
     scheduler_of,
     weights_of,
 )
-from unveil.checkpoints.hf.family import PipelineFamily
+from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
 from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, MMDiT
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport, compare
@@ -30,7 +30,7 @@ from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
 from unveil.conditioning.text_encoder import CombineEncoders, EncoderOutput, MultiTextEncoder
-from unveil.errors import UnsupportedFormat, WeightsError, did_you_mean
+from unveil.errors import UnsupportedFormat, did_you_mean
 from unveil.io.files import read_header
 from unveil.model import Model, model_folder
 
@@ -45,9 +45,13 @@ GUIDANCE = 3.5  # default of FLUX's guidance embedding
 
 def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`."""
-    network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
+    network, codec, scheduler = (
+        network_of(folder, "unet", DiffusersUNet, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     assert isinstance(network, DiffusersUNet)
-    shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
+    shape = image_shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
     prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, extra_dims=network.extra_dims)
     prompt.zero_uncond = bool(folder.index.get("force_zeros_for_empty_prompt", True))
     size = SizeCondition(shape, network.vector_dim - network.extra_dims)
@@ -57,19 +61,27 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
-    network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
+    network, codec, scheduler = (
+        network_of(folder, "transformer", MMDiT, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     settings = folder.settings("transformer", NETWORKS)
     rule = text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[EncoderOutput, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
-    shape = _shape(codec, settings.get("sample_size", 128))
+    shape = image_shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
     return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
 
 
 def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `FluxPipeline`; the scale of distilled guidance is given as "guidance"."""
-    network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
+    network, codec, scheduler = (
+        network_of(folder, "transformer", Flux, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.extra_dims else "few-step"]
     prompt = _prompt(
@@ -79,7 +91,9 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     sample: dict[str, Any] = {"steps": 28 if network.extra_dims else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["schedule"] = "uniform"
-    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *guidance), sample)
+    return assemble_model(
+        folder, network, scheduler, codec, image_shape(codec, FLUX_LATENTS), (prompt, *guidance), sample
+    )
 
 
 def load_components(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -92,13 +106,12 @@ def load_unconditional(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return unconditional.read_unconditional(folder).model.to_inference_dtype(dtype)
 
 
-IMAGES = ("sample", "img2img", "inpaint", "lora")
 FAMILIES: tuple[PipelineFamily, ...] = (
     PipelineFamily(
         name="Stable Diffusion 1 and 2",
         pipelines=stable_diffusion.CLASSES,
         load=load_components,
-        tasks=(*IMAGES, "train"),
+        tasks=(*IMAGE_TASKS, "train"),
         networks=("unet",),
         native=True,
         report=stable_diffusion.report,
@@ -107,7 +120,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
         name="DDPM, DDIM, and LDM without conditions",
         pipelines=unconditional.CLASSES,
         load=load_unconditional,
-        tasks=(*IMAGES, "train"),
+        tasks=(*IMAGE_TASKS, "train"),
         networks=("unet",),
         native=True,
         report=unconditional.report,
@@ -126,7 +139,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "StableDiffusionXLControlNetUnionInpaintPipeline",
         ),
         load=sdxl,
-        tasks=IMAGES,
+        tasks=IMAGE_TASKS,
         networks=("unet",),
     ),
     PipelineFamily(
@@ -139,7 +152,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "StableDiffusion3ControlNetInpaintingPipeline",
         ),
         load=sd3,
-        tasks=IMAGES,
+        tasks=IMAGE_TASKS,
     ),
     PipelineFamily(
         name="FLUX.1",
@@ -152,8 +165,9 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "FluxControlNetInpaintPipeline",
         ),
         load=flux,
-        tasks=IMAGES,
+        tasks=IMAGE_TASKS,
     ),
+    *image_pipelines.FAMILIES,
     *video_pipelines.FAMILIES,
 )
 PIPELINES = {kind: family for family in FAMILIES for kind in family.pipelines}  # by the name of the class
@@ -226,31 +240,6 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 # -- parts of images -----------------------------------------------------------------------------------------------
-
-
-def _codec(folder: PipelineFolder) -> AutoencoderKL:
-    """The autoencoder, in float32."""
-    settings = folder.settings("vae", ["AutoencoderKL"])
-    theirs = folder.tensors("vae")
-    scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
-    if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
-        scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
-    groups = int(settings.get("norm_num_groups", 32))
-    config = autoencoder.config_from_keys(
-        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
-    )
-    codec = autoencoder.build_autoencoder(theirs, config)
-    if not isinstance(codec, AutoencoderKL):
-        raise WeightsError(
-            f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
-        )
-    return codec
-
-
-def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
-    """The shape of images whose latents have this side, or these two."""
-    height, width = (side, side) if isinstance(side, int) else side
-    return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
 
 
 def _prompt(

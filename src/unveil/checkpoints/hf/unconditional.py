@@ -25,7 +25,7 @@ from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
 from unveil.checkpoints.unet_model import build_model, network_section
-from unveil.errors import RecipeError, UnsupportedFormat, WeightsError
+from unveil.errors import RecipeError, UnsupportedFormat
 from unveil.io.files import staged, write_tensors
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate

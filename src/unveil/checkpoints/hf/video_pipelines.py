@@ -128,7 +128,9 @@ FAMILIES = (
         tasks=("sample", "img2img", "lora"),
         video=True,
     ),
-    PipelineFamily(name="HunyuanVideo", pipelines=("HunyuanVideoPipeline",), load=hunyuan, tasks=("sample",), video=True),
+    PipelineFamily(
+        name="HunyuanVideo", pipelines=("HunyuanVideoPipeline",), load=hunyuan, tasks=("sample",), video=True
+    ),
 )
 
 
