@@ -44,7 +44,7 @@ class WeightsError(Error, ValueError):
 
 
 class UnsupportedFormat(WeightsError):
-    """Weights that are not read, because their format is unknown or not supported, or which are no model."""
+    """Weights that are not read, because their format is unknown or not supported, or which are not a model."""
 
     exit_code = 2
 

@@ -148,7 +148,7 @@ def z_image() -> Any:
 
 
 MAKERS = {"pixart": pixart, "chroma": chroma, "sana": sana, "z-image": z_image}
-# what a pipeline is told besides, and what is added to its guidance scale to make ours
+# further options of a pipeline, and what is added to its guidance scale to make ours
 OPTIONS: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False},
     "sana": {"use_resolution_binning": False},

@@ -27,7 +27,7 @@ CODEC = (
 SHORT = """
 name: mine
 base: BASE
-data: {kind: folder, path: pictures, size: 32, labels: none}
+data: {kind: folder, path: images, size: 32, labels: none}
 objective: {kind: simple, timestep_sampling: uniform}
 train: {batch_size: 2, steps: 2, lr: 1.0e-5}
 """
@@ -110,8 +110,8 @@ def test_a_recipe_states_changes_and_a_mismatch_names_its_fields(bases: Path):
     with pytest.raises(RecipeError, match=r"network.dropout is 0.0 in the base and 0.1 in the recipe; make them equal"):
         initial_model(recipe, torch.device("cpu"))
     other = on(bases, "ours", "network={kind: unet, model_channels: 64, channel_mult: [1, 2], num_res_blocks: 1}")
-    with pytest.raises(RecipeError) as said:
+    with pytest.raises(RecipeError) as refused:
         initial_model(other, torch.device("cpu"))
-    assert "network.model_channels is 32 in the base and 64 in the recipe" in str(said.value)
+    assert "network.model_channels is 32 in the base and 64 in the recipe" in str(refused.value)
     with pytest.raises(RecipeError, match="network: missing"):
         load_recipe(bases / "short.yaml")  # where no base is read

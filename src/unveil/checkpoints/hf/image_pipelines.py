@@ -21,7 +21,7 @@ from unveil.checkpoints.hf.components import (
     scheduler_of,
 )
 from unveil.checkpoints.hf.dit_adapters import Chroma, PixArt, Sana, ZImage
-from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
+from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.language_models import language_model_of, sana_prompts, z_image_prompts
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import fill
@@ -59,8 +59,8 @@ def sana(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network = network_of(folder, "transformer", Sana, dtype)
     codec = DeepCompression(folder)
     library: Any = import_extra("diffusers", f"a {folder.kind}")
-    asked = inspect.signature(library.SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    prompt = language_model_of(folder, sana_prompts("\n".join(asked)), dtype)
+    instruction = inspect.signature(library.SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    prompt = language_model_of(folder, sana_prompts("\n".join(instruction)), dtype)
     side = network.net.config.sample_size * codec.factor  # pyright: ignore[reportAttributeAccessIssue]
     sample = {"steps": 20, "guidance": {"scale": 4.5}}
     return assemble_model(folder, network, scheduler_of(folder), codec, (3, side, side), (prompt,), sample)
@@ -119,14 +119,14 @@ def _lowered(text: str) -> str:
 
 
 FAMILIES = (
-    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=IMAGE_TASKS),
+    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=("sample",)),
     PipelineFamily(
         name="Chroma",
         pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
         load=chroma,
-        tasks=IMAGE_TASKS,
+        tasks=("sample",),
     ),
-    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=IMAGE_TASKS),
+    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=("sample",)),
     PipelineFamily(
         name="Z-Image",
         pipelines=(
@@ -137,6 +137,6 @@ FAMILIES = (
             "ZImageControlNetInpaintPipeline",
         ),
         load=z_image,
-        tasks=IMAGE_TASKS,
+        tasks=("sample",),
     ),
 )

@@ -85,13 +85,13 @@ def z_image_prompts(
 ) -> tuple[Tensor, Tensor]:
     """The layer before the last of Qwen 3, after its own chat template."""
     del none
-    spoken = [
+    prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
         for text in texts
     ]
-    rows = tokenizer(spoken, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    rows = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     rows = rows.to(encoder.device)
     mask = rows.attention_mask.bool()
     states = encoder(input_ids=rows.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
@@ -105,11 +105,11 @@ def sana_prompts(instruction: str, length: int = 300) -> ReadPrompts:
         tokenizer.padding_side = "right"
         before = "" if none else instruction
         size = length if not before else len(tokenizer.encode(before)) + length - 2
-        asked = [before + text.lower().strip() for text in texts]
-        rows = tokenizer(asked, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
+        prompts = [before + text.lower().strip() for text in texts]
+        rows = tokenizer(prompts, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
         rows = rows.to(encoder.device)
         states = encoder(rows.input_ids, attention_mask=rows.attention_mask)[0]
-        kept = [0, *range(1 - length, 0)]
-        return states[:, kept], rows.attention_mask[:, kept]
+        places = [0, *range(1 - length, 0)]
+        return states[:, places], rows.attention_mask[:, places]
 
     return read

@@ -43,11 +43,11 @@ def differences(base: ModelConfig, recipe: ModelConfig, besides: Collection[str]
     Args:
         besides: Parts that may differ.
     """
-    found: list[str] = []
+    lines: list[str] = []
     for name in PARTS:
         if name not in besides and not isinstance(getattr(recipe, name), SavedSection):
-            found += _different(name, _of_weights(base, name), _of_weights(recipe, name))
-    return found[:SHOWN] + ([f"{len(found) - SHOWN} more"] if len(found) > SHOWN else [])
+            lines += _different(name, _of_weights(base, name), _of_weights(recipe, name))
+    return lines[:SHOWN] + ([f"{len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
 
 
 def _merged(theirs: Any, mine: Any) -> Any:
@@ -57,8 +57,8 @@ def _merged(theirs: Any, mine: Any) -> Any:
         return mine
     changes = cast(Mapping[str, Any], mine)
     if isinstance(theirs, list):
-        kept = cast(list[Any], theirs)
-        return [_merged(part, changes.get(str(place))) for place, part in enumerate(kept)]
+        parts = cast(list[Any], theirs)
+        return [_merged(part, changes.get(str(place))) for place, part in enumerate(parts)]
     if not isinstance(theirs, Mapping):
         return mine
     settings = cast(Mapping[str, Any], theirs)
