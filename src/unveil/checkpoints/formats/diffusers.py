@@ -26,7 +26,7 @@ READERS |= dict.fromkeys(unconditional.CLASSES, unconditional.read_unconditional
 
 def is_native(path: Path) -> bool:
     """Return whether a folder is a pipeline whose model consists of native parts."""
-    return is_folder(path) and read_json(path / INDEX).get("_class_name") in READERS
+    return is_folder(path) and str(read_json(path / INDEX).get("_class_name")) in READERS
 
 
 def load_native(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
