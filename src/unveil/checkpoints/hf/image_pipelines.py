@@ -20,7 +20,7 @@ from unveil.checkpoints.hf.components import (
     network_of,
     scheduler_of,
 )
-from unveil.checkpoints.hf.dit_adapters import Chroma, PixArt, Sana, ZImage
+from unveil.checkpoints.hf.dit_adapters import DIT_NETWORKS, Chroma, PixArt, Sana, ZImage
 from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.language_models import language_model_of, sana_prompts, z_image_prompts
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
@@ -40,7 +40,7 @@ def pixart(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network, codec = network_of(folder, "transformer", PixArt, dtype), image_codec(folder)
     text, precision = encoder_of(folder, 1, "tokens", dtype, PIXART_TOKENS, "tokens")
     prompt = LongPromptEncoder(text, "hidden", precision=precision, cleaned=_lowered)
-    side = network.net.config.sample_size  # pyright: ignore[reportAttributeAccessIssue]
+    side = int(folder.settings("transformer", DIT_NETWORKS)["sample_size"])
     sample = {"steps": 20, "guidance": {"scale": 4.5}}
     return assemble_model(folder, network, scheduler_of(folder), codec, image_shape(codec, side), (prompt,), sample)
 
@@ -61,7 +61,7 @@ def sana(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     library: Any = import_extra("diffusers", f"a {folder.kind}")
     instruction = inspect.signature(library.SanaPipeline.__call__).parameters["complex_human_instruction"].default
     prompt = language_model_of(folder, sana_prompts("\n".join(instruction)), dtype)
-    side = network.net.config.sample_size * codec.factor  # pyright: ignore[reportAttributeAccessIssue]
+    side = int(folder.settings("transformer", DIT_NETWORKS)["sample_size"]) * codec.factor
     sample = {"steps": 20, "guidance": {"scale": 4.5}}
     return assemble_model(folder, network, scheduler_of(folder), codec, (3, side, side), (prompt,), sample)
 
