@@ -103,7 +103,8 @@ def test_batches_of_several_sizes_prepare_for_them(parts):
         replace(SMALL, sizes=(6,))
 
 
-def test_lower_precision_is_another_training_near_the_first(parts):
+def test_lower_precision_is_another_training_near_the_first(parts, monkeypatch):
+    monkeypatch.setattr("unveil.train.precision.cpu_computes_bf16", lambda: True)  # also on a CPU that is slow in it
     short = replace(SMALL, epochs=1)
     exact, rough = (train_classifier(replace(short, precision=p), *parts) for p in ("float32", "bf16"))
     assert not torch.equal(exact.network.head.weight, rough.network.head.weight)
