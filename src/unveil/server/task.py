@@ -114,6 +114,7 @@ class Serve(Task):
             RecipeError: The optional dependencies are not installed, or a key is too short, or missing for an address
                 that other machines can reach.
             OutputError: The address is in use, or another server uses the folder.
+            OutOfResources: A device that this machine does not have.
         """
         from unveil.io.optional_deps import import_extra
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited_for
-from unveil.errors import DataError, OutputError, RecipeError
+from unveil.errors import DataError, OutOfResources, OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.server.http.connection import ConnectionLimits
@@ -153,6 +153,16 @@ def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
             )  # who serves it has the port
     with folder_lock(tmp_path, "http://127.0.0.1:7861"), pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861"):
         serve(ServerOptions(tmp_path, port=0), Console(quiet=True), {})
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "message"),
+    [("cuda:99", OutOfResources, "device 'cuda:99': this machine has"), ("cdua", RecipeError, "did you mean 'cuda'")],
+)
+def test_a_device_that_is_not_there_is_an_error_at_the_start(tmp_path: Path, device: str, kind: type, message: str):
+    with pytest.raises(kind, match=message):
+        serve(ServerOptions(tmp_path / "s", port=0, devices=("cpu", device)), Console(quiet=True), {})
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_state_is_in_the_users_data_directory_unless_a_folder_is_named(tmp_path: Path, monkeypatch, capsys):

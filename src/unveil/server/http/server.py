@@ -14,6 +14,7 @@ import uvicorn
 from platformdirs import user_data_path
 
 from unveil.errors import OutputError, RecipeError
+from unveil.generation.model_loading import resolve_device
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.connection import ConnectionLimits, ConnectionPool, IdleTimeoutProtocol
@@ -122,8 +123,11 @@ def serve(
     Raises:
         RecipeError: A key is too short, or is missing for an address that other machines can reach.
         OutputError: The address is in use, or another server uses the folder.
+        OutOfResources: A device that this machine does not have.
     """
     rules = options.policy(os.environ if variables is None else variables)
+    for device in options.devices:  # now, not in the first job of a worker
+        resolve_device(device)
     folder = default_state_dir() if options.folder is None else options.folder
     check_unlocked(folder)  # first: its error names the other server, which probably has the same port
     bound = bind_socket(options.host, options.port)
