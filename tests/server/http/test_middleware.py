@@ -157,7 +157,7 @@ def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("device", "kind", "message"),
-    [("cuda:99", OutOfResources, "device 'cuda:99': this machine has"), ("cdua", RecipeError, "did you mean 'cuda'")],
+    [("cuda:99", OutOfResources, "device 'cuda:99': this machine has"), ("cdua", RecipeError, "nearest: 'cuda'")],
 )
 def test_a_device_that_is_not_there_is_an_error_at_the_start(tmp_path: Path, device: str, kind: type, message: str):
     with pytest.raises(kind, match=message):
