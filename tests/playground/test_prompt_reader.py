@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import resources
 
 import pytest
 
 import unveil
 from tests.playground.prompt_following import LIST, free_prompts, missing, reading_of, seen, shows, videos
+from unveil.checkpoints.hub import table
 from unveil.playground.caption_parser import ambiguous, contradictory, language_of, parse, unparsed
 from unveil.playground.prompt_reader import PlaygroundVocabulary, PromptReading, describe_omissions, read_prompt
 
@@ -146,6 +148,8 @@ def test_what_will_not_be_drawn_is_reported(prompt, omitted):
     assert all(text in sentence for text in omitted)
     assert "this model draws one circle, square, triangle, cross or ring" in sentence
     assert "nearest" not in sentence
+    named = re.findall("unveil get ([a-z0-9-]+)", sentence)
+    assert [table.published_models()[name].makes for name in named] == ["images", "videos"]
 
 
 def test_the_part_that_can_be_drawn_is_read_all_the_same():

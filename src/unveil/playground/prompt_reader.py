@@ -529,8 +529,8 @@ def describe_omissions(reading: PromptReading, vocabulary: PlaygroundVocabulary)
     else:
         return ""
     return (
-        f"{begin}; this model draws {vocabulary.summary()}; for anything else use a published text-to-image or "
-        "text-to-video model, such as Stable Diffusion or Wan"
+        f"{begin}; this model draws {vocabulary.summary()}; for anything else download a published model: "
+        "`unveil get sd15` for images, `unveil get wan` for videos"
     )
 
 
