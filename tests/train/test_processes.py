@@ -172,7 +172,8 @@ def _losses(log: Path) -> list[dict[str, float]]:
     losses = [
         {key: x for key, x in line.items() if key == "step" or "loss" in key or "validation" in key} for line in lines
     ]
-    assert lines and all(len(values) > 1 for values in losses)
+    assert lines
+    assert all(len(values) > 1 for values in losses)
     return losses
 
 
