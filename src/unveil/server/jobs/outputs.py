@@ -369,7 +369,7 @@ def write_video_previews(folder: Path) -> None:
     if name is None:
         return
     with suppress(DataError):  # animated PNG and WebP are written, not read
-        pixels, _ = decode_video(folder / name, None)
+        pixels, *_ = decode_video(folder / name, None)
         count = pixels.shape[1]
         shown = min(STRIP_FRAMES, count)
         places = [round(place * (count - 1) / max(shown - 1, 1)) for place in range(shown)]

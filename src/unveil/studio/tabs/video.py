@@ -11,7 +11,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.errors import RecipeError
-from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.outputs import video_file
 from unveil.studio.tab_base import QUIET, GenerationTab, JobWatcher, TabContext, connect_default, default_strength
@@ -157,7 +156,7 @@ class VideoTab(GenerationTab):
             with gr.Row():
                 self.add(VideoGenerate, "width")
                 self.add(VideoGenerate, "height")
-                self.add(VideoGenerate, "fps", placeholder=f"{RATE:g}")
+                self.add(VideoGenerate, "fps")
             self.add(VideoGenerate, "format")
             self.add(VideoGenerate, "sampling")
 
