@@ -28,6 +28,9 @@ import unveil
 from unveil.analysis import physics_benchmark
 from unveil.evaluate.judges.video_alignment import detect, matches_prompt
 from unveil.evaluate.sampling import SamplingOptions, generate_for
+from unveil.generation.generate import Request
+from unveil.generation.hires import generate_hires, needs_hires
+from unveil.generation.long_video import VideoSpec, concat_chunks
 from unveil.io.files import write_atomically
 from unveil.io.images import to_pixels
 from unveil.model import Model
@@ -94,12 +97,21 @@ def _holds(metric: physics_benchmark.PhysicsMetric, item: Item, pixels: Tensor) 
     return low <= metric.measure(item, pixels) <= high
 
 
+def videos_of(model: Model, texts: Sequence[str], sampling: dict[str, Any], side: int, seed: int) -> Tensor:
+    """Videos uint8 (N, 3, T, H, W) as `unveil video` makes them: sizes far beyond the model's own in several passes."""
+    batch = 4 if side > model.shape[-1] else 8
+    if not needs_hires(model, (side, side)):
+        sized = model if model.shape[-1] == side else model.resized((model.shape[1], side, side))
+        options = SamplingOptions(model.sampling.changed(sampling), seed=seed, batch=batch)
+        return to_pixels(generate_for(sized, [{"text": text} for text in texts], options))
+    request = Request({"prompt": list(texts)}, seed, count=len(texts), batch=batch, sampling=sampling)
+    return concat_chunks(generate_hires(model, request, VideoSpec(model.shape[1], (side, side))))
+
+
 def measured(model: Model, prompts: Sequence[Prompt], sampling: dict[str, Any], side: int, seed: int) -> dict[str, Any]:
     """One row: of videos of all prompts, the mean ground, the share that follow their prompts, and CPU seconds each."""
-    model = model if model.shape[-1] == side else model.resized((model.shape[1], side, side))
     begun = time.process_time()
-    options = SamplingOptions(model.sampling.changed(sampling), seed=seed, batch=4 if side > 32 else 8)
-    videos = to_pixels(generate_for(model, [{"text": prompt.text} for prompt in prompts], options))
+    videos = videos_of(model, [prompt.text for prompt in prompts], sampling, side, seed)
     seconds = (time.process_time() - begun) / len(prompts)
     ground = [ground_noise(video) for prompt, video in zip(prompts, videos, strict=True) if prompt.plain]
     follows = [prompt.follows(video) for prompt, video in zip(prompts, videos, strict=True)]

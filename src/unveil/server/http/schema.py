@@ -290,6 +290,9 @@ class UploadResponse(BaseModel):
     width: int
     height: int
     frames: int
+    seconds: Annotated[
+        float | None, Field(description="Time of the last frame of a video after the first, in seconds.")
+    ] = None
 
 
 class DeletedResponse(BaseModel):
