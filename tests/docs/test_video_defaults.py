@@ -32,14 +32,15 @@ def test_the_default_was_measured_and_meets_the_bars(name):
     model = unveil.load(name)
     how = {"sampler": model.sampling.sampler, "steps": model.sampling.steps}
     rows = json.loads((DOCS / "results" / name / "defaults.json").read_text("utf-8"))
-    chosen = [row for row in rows if how.items() <= row.items() and "options" not in row]
-    assert model.shape[-1] in [row["size"] for row in chosen]
-    for row in chosen:
+    chosen = {row["size"]: row for row in rows if how.items() <= row.items() and "options" not in row}
+    assert set(chosen) == {24, 32, 48, 64}
+    for size, row in chosen.items():
         assert row["prompts"] == 24
-        assert row["ground"] <= (AT_TRAINED_SIZE if row["size"] == model.shape[-1] else AT_OTHERS)
+        assert row["ground"] <= (AT_TRAINED_SIZE if size == model.shape[-1] else AT_OTHERS)
     at_trained = [row for row in rows if row["size"] == model.shape[-1]]
-    [found] = [row for row in chosen if row["size"] == model.shape[-1]]
-    assert found["follows"] == max(row["follows"] for row in at_trained)
+    assert chosen[model.shape[-1]]["follows"] == max(row["follows"] for row in at_trained)
+    [former] = [row for row in at_trained if row.get("options") == {"end": "velocity"} and row["steps"] == how["steps"]]
+    assert former["ground"] > 2 * chosen[model.shape[-1]]["ground"]  # the former default
 
 
 def test_noise_is_seen_on_the_ground_and_what_is_drawn_is_not(defaults):
