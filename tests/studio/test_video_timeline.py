@@ -21,24 +21,24 @@ pytestmark = MARKS
 CLIP = UploadedFile(f"{2:032x}.mp4", "video", 8, 8, 31, 1.0)  # 30 frames per second
 
 
-@pytest.mark.parametrize(
-    ("fields", "takes", "frames"),
-    [
-        ({"task": "video-extend"}, ("prompt",), 11),
-        ({"task": "video-loop"}, ("prompt",), 11),
-        ({"task": "video-extend"}, ("prompt", "fps"), 31),  # the network is conditioned on the rate
-        ({"task": "video-extend", "fps": "30"}, ("prompt",), 31),
-        ({"task": "video-edit"}, ("prompt",), 31),
-        ({"task": "video-edit", "fps": "10"}, ("prompt",), 11),
-    ],
-)
-def test_input_videos_are_as_long_as_at_their_new_rate(
-    laid: Laid, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], takes: tuple[str, ...], frames: int
-):
+CASES = [
+    ({"task": "video-extend"}, ("prompt",), 11),
+    ({"task": "video-loop"}, ("prompt",), 11),
+    ({"task": "video-extend"}, ("prompt", "fps"), 31),  # the network is conditioned on the rate
+    ({"task": "video-extend", "fps": "30"}, ("prompt",), 31),
+    ({"task": "video-edit"}, ("prompt",), 31),
+    ({"task": "video-edit", "fps": "10"}, ("prompt",), 11),
+]
+
+
+def test_input_videos_are_as_long_as_at_their_new_rate(laid: Laid, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: CLIP if path else None)
-    monkeypatch.setattr(video, "model_info", lambda entry: ModelInfo("videos", takes, (3, 16, 32, 32), fps=10.0))
     tab: Any = laid(video.VideoTab)
-    form = {name: getattr(part, "value", None) for name, part in tab.fields.items()} | {"clip": "a"} | fields
-    spans = re.search(r'aria-label="frames 0 to (\d+)', tab.planned("", *form.values()))
-    assert spans is not None
-    assert int(spans[1]) + 1 == frames
+    typed = {name: getattr(part, "value", None) for name, part in tab.fields.items()}
+    for fields, takes, frames in CASES:
+        info = ModelInfo("videos", takes, (3, 16, 32, 32), fps=10.0)
+        monkeypatch.setattr(video, "model_info", lambda entry, info=info: info)
+        form = typed | {"clip": "a"} | fields
+        spans = re.search(r'aria-label="frames 0 to (\d+)', tab.planned("", *form.values()))
+        assert spans is not None
+        assert int(spans[1]) + 1 == frames, fields
