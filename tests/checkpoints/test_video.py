@@ -35,6 +35,7 @@ from unveil.model import Model
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a cat on the moon", "red dog 7"]
 STEPS, SEED = 5, 7
+RATES = {"wan": 16, "wan-ti2v": 24, "ltx": 25, "cogvideox": 8, "cogvideox-1.5": 16}
 MAKERS, size_of = tiny_video.MAKERS, tiny_video.size_of
 
 
@@ -76,6 +77,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def test_clips_are_those_of_the_pipeline(clip_folders, name):
     pipeline, path = clip_folders(name)
     model, size = unveil.load(path), size_of(name)
+    assert model.fps == model.resized(size).fps == RATES.get(name, RATES[name.split("-")[0]])
     want = theirs(pipeline, model, PROMPTS, size, guidance_scale=4.0)
     got = ours(model, PROMPTS, size, guidance_scale=4.0)
     assert got.shape == (2, 3, *size)
@@ -98,6 +100,7 @@ def test_hunyuan_makes_the_clips_of_its_pipeline_of_prompts_that_were_written_do
         {"prompts": json.dumps([*PROMPTS, ""])},
     )
     model, size = unveil.load(path), size_of("hunyuan")
+    assert model.fps == 24
     given = {"prompt_embeds": tokens[:2], "prompt_attention_mask": mask[:2], "pooled_prompt_embeds": vector[:2]}
     want = theirs(pipeline, model, None, size, guidance_scale=4.0, **given)
     got = ours(model, PROMPTS, size, cond={"guidance": 4.0})

@@ -219,11 +219,25 @@ def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
     def settled(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.full_like(x, 0.7), x, level)
 
-    # where time is the clock, only the process that ends before clean data has to be left in a straight step
-    for process in PROCESSES.values() if entry.domain == "log-snr" else [VE()]:
-        schedule = schedules.uniform_log_snr(process, 20, low=-3).onto_data()
-        x = run(entry.plan(schedule), settled, schedule.start(fresh(9)(0)), noise=fresh(9))
-        torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-9)
+    for name, process in PROCESSES.items():
+        even = schedules.uniform(process, 3).onto_data()
+        finite = entry.start == "any" or even[0].alpha > 0
+        for schedule in [schedules.uniform_log_snr(process, 6, low=-3).onto_data(), *([even] if finite else [])]:
+            x = run(entry.plan(schedule), settled, schedule.start(fresh(9)(0)), noise=fresh(9))
+            residual = (x - 0.7).abs().max().item()
+            assert residual < 1e-9, f"{name}, from t = {schedule[0].t:.3g}: {residual:.3g} is left"
+
+
+@those(lambda entry: entry.domain == "time")
+def test_parts_that_reach_clean_data_before_others_are_the_estimate_there(entry):
+    def settled(x: Tensor, level: NoiseLevel) -> Estimate:
+        return Estimate.of_x0(torch.full_like(x, 0.7), x, level)
+
+    times = [[0.9, 0.9], [0.4, 0.7], [0.0, 0.5], [0.0, 0.2], [0.0, 0.0]]
+    levels = [torch.tensor([at], dtype=torch.float64) for at in times]
+    schedule = schedules.from_times(TimeShift(RectifiedFlow(), 3.0), levels)
+    x = run(entry.plan(schedule), settled, fresh(2)(0)[None], noise=lambda row, draw=0: fresh(2)(row)[None])
+    torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- samples, progress, resuming

@@ -13,7 +13,7 @@ from tests.core.mixture import exact, exact_x0
 from unveil.core import schedules
 from unveil.core.denoiser import Estimate
 from unveil.core.elementary import scalar
-from unveil.core.flow import RectifiedFlow
+from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.samplers import (
     CoefficientTable,
@@ -86,6 +86,24 @@ def test_a_straight_flow_is_followed_exactly_by_one_euler_step_in_time():
     for steps in (1, 4):
         got = run(euler_time(schedules.uniform(RectifiedFlow(), steps)), step, X)
         torch.testing.assert_close(got, target, rtol=0, atol=1e-12)
+
+
+def test_the_velocity_onto_clean_data_leaves_noise_on_a_curved_path_and_none_on_a_straight_one():
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
+        return Estimate.of_x0(torch.zeros_like(x), x, level)
+
+    for steps in (4, 16):
+        for sampler in (euler_time, heun_time):
+            shifted = schedules.uniform(TimeShift(RectifiedFlow(), 4.0), steps)
+            before = run(sampler(schedules.Schedule(shifted.process, shifted[:-1])), step, X)
+            # Euler's share of the noise, sigma (1 - u sigma' / sigma)
+            left = 3 / steps / (1 + 3 / steps)
+            torch.testing.assert_close(run(sampler(shifted, end="velocity"), step, X), left * before)
+            assert run(sampler(shifted), step, X).abs().max() < 1e-12
+            straight = schedules.uniform(RectifiedFlow(), steps)
+            torch.testing.assert_close(
+                run(sampler(straight, end="velocity"), step, X), run(sampler(straight), step, X), rtol=0, atol=1e-12
+            )
 
 
 def test_euler_steps_are_ddims_with_and_without_noise():
@@ -189,6 +207,7 @@ def test_consistency_sampling_is_the_papers():
     ("make", "message"),
     [
         (lambda: heun(SCHEDULE, node=0.0), "node = 0.0: must be above 0; 1 is Heun's method"),
+        (lambda: euler_time(SCHEDULE, end="data"), "end = 'data': must be 'x0' or 'velocity'"),
         (lambda: heun_time(SCHEDULE, node=-1.0), "node = -1.0: must be above 0"),
         (lambda: heun(SCHEDULE, node=3.0), "second call would lie beyond clean data; use more steps, or node = 1"),
         (lambda: heun_time(SCHEDULE, node=3.0), "second call would lie beyond clean data"),

@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ from unveil.core.samplers import CoefficientTable, SamplerSpec, get_sampler, run
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.errors import NonFinite, RecipeError
+from unveil.model.migration import IN_TIME
 from unveil.types import like
 
 FILE = Path(__file__).with_name("numbers.json")
@@ -54,16 +56,18 @@ PROCESSES: dict[str, Process] = {
 GRIDS = {**grids.SCHEDULES, **grids.SCHEDULED}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
+VIDEO_SAMPLING = {"sampler": "euler-time", "options": {"end": "velocity"}}  # default of the video models then
+VIDEO_DEFAULTS = {"sampling": VIDEO_SAMPLING}
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4}),
     "digits, dpmpp-2m-sde": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4, "sampler": "dpmpp-2m-sde"}),
     "digits, heun on karras": ("ddpm-digits", {"steps": 3, "sampler": "heun", "sampling": {"schedule": "karras"}}),
     "digits, guided": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4, "guidance_scale": 3.0}),
-    "image": ("playground-video", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3}),
-    "video": ("playground-video", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3}),
-    "wide video": ("playground-video", {"cond": PROMPTS, "size": (4, 16, 48), "steps": 2}),
-    "world, image": ("playground-world", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3}),
-    "world, video": ("playground-world", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3}),
+    "image": ("playground-video", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3, **VIDEO_DEFAULTS}),
+    "video": ("playground-video", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3, **VIDEO_DEFAULTS}),
+    "wide video": ("playground-video", {"cond": PROMPTS, "size": (4, 16, 48), "steps": 2, **VIDEO_DEFAULTS}),
+    "world, image": ("playground-world", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3, **VIDEO_DEFAULTS}),
+    "world, video": ("playground-world", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3, **VIDEO_DEFAULTS}),
 }
 
 
@@ -106,7 +110,10 @@ def tables() -> dict[str, Any]:
 def recorded_samplers() -> dict[str, SamplerSpec]:
     """The samplers of the first record in its order, which decides the hash of a grid over all samplers."""
     keys = json.loads(FILE.read_text("utf-8"))["tables"]["samplers"]
-    return {name: get_sampler(name) for name in dict.fromkeys(key.partition(" on ")[0] for key in keys)}
+    found = {name: get_sampler(name) for name in dict.fromkeys(key.partition(" on ")[0] for key in keys)}
+    # these followed the velocity onto clean data then, as the published ablation does
+    former = {name: replace(found[name], options={**found[name].options, "end": "velocity"}) for name in IN_TIME}
+    return found | former
 
 
 def _tried(build: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

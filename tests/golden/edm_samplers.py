@@ -211,7 +211,10 @@ def ablation_table(given: Mapping[str, Any], net: Net) -> Plan:
     sigmas = [ratio(level) for level in drawn[:-1]]
     within = [call["S_min"] <= clock.rounded(sigma) <= call["S_max"] for sigma in sigmas]
     rounds = call["schedule"] == "vp" and not (call["S_churn"] and all(within))
-    build = euler_time if call["solver"] == "euler" else partial(heun_time, node=call["alpha"])
+    # the original follows the velocity onto clean data, too
+    build = partial(euler_time, end="velocity")
+    if call["solver"] == "heun":
+        build = partial(heun_time, node=call["alpha"], end="velocity")
     return planned(build, clock, sigmas, call)._replace(rounding=VP_ROUNDING if rounds else 0.0)
 
 

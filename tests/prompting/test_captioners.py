@@ -82,10 +82,36 @@ def test_clips_of_many_sizes_and_lengths_at_once(model):
     assert [one.text for one in found] == [*TEXTS, "a red ground", "a white ground", "a red ground"]
 
 
+def numbered(frames: int) -> torch.Tensor:
+    """Frames whose values are their numbers."""
+    return torch.arange(frames, dtype=torch.uint8).view(1, -1, 1, 1).expand(3, -1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "looked_at"),
+    [
+        (16, 8.0, range(16)),
+        (31, 30.0, [0, 4, 8, 11, 15, 19, 22, 26, 30]),  # those closest in time to 8 a second
+        (48, 24.0, range(0, 48, 3)),
+        (121, 24.0, [0, 9, 15, 24, 33, 39, 48, 57, 63, 72, 81, 87, 96, 105, 111, 120]),  # more than 16: spread evenly
+        (5, 4.0, range(5)),
+    ],
+)
+def test_videos_are_read_at_the_rate_of_its_training(model, frames, rate, looked_at):
+    assert model.facts["fps"] == 8
+    seen = NativeCaptioner(model)._prepare(MediaClip(numbered(frames), rate))
+    assert seen.pixels[0, :, 0, 0].tolist() == list(looked_at)
+    assert seen.rate == 8
+    unknown = CaptionModel(model.network, model.words, {**model.facts, "fps": None})
+    seen = NativeCaptioner(unknown)._prepare(MediaClip(numbered(frames), rate))
+    count = min(frames, captioners.FRAMES)
+    assert seen.pixels.shape[1] == count
+    assert seen.rate == pytest.approx(rate * (count - 1) / (frames - 1))  # from the first to the last it takes as long
+
+
 def test_what_it_looks_at_is_of_its_size_and_at_most_so_many_frames(model):
     seen = NativeCaptioner(model)._prepare(MediaClip(torch.zeros(3, 61, 40, 90, dtype=torch.uint8), 30.0))
     assert seen.pixels.shape == (3, captioners.FRAMES, 8, 16)  # the shorter side is that of training
-    assert seen.rate == pytest.approx(30.0 * 15 / 60)  # from the first frame to the last it takes as long
 
 
 def test_other_ways_and_channels_are_refused(model):

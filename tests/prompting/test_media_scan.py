@@ -48,6 +48,11 @@ def test_some_frames_of_each_evenly_spread_upright_and_small(folder):
     seen = scan_folder(folder)
     looker = MediaReader(seen, 4)
     found = {one.path: looker(one) for one in seen.entries if one.path not in BAD}
+    named = {one.path: one for one in seen.entries}
+    slower = looker(named["b/long.mp4"], 4.0)  # brought to another rate
+    assert (number_of(slower.pixels.numpy()), slower.rate) == ([0, 3, 6, 9], pytest.approx(4))
+    assert number_of(looker(named["b/long.mp4"], 12.0).pixels.numpy()) == [0, 4, 7, 11]
+    assert looker(named["varied.mkv"], 90.0).rate == pytest.approx(3 / 1.0)
     looker.close()
     long = found["b/long.mp4"]
     assert number_of(long.pixels.numpy()) == [0, 4, 7, 11]

@@ -16,6 +16,7 @@ from unveil.generation.image_output import read_generation_metadata
 from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
+from unveil.model.migration import METADATA_FORMAT
 from unveil.tasks import NAME, registry
 from unveil.tasks.regenerate import Regenerate
 from unveil.tasks.task import TaskContext, TaskOutput
@@ -73,7 +74,7 @@ def test_a_video_is_generated_again(inputs: Path, model: Path, name: str):
     task.run(context("made"))
     threads = torch.get_num_threads()
     facts = read_generation_metadata(inputs / "made" / "frame_00000.png")
-    assert (facts["format"], facts["task"][NAME]) == (2, task.name)
+    assert (facts["format"], facts["task"][NAME]) == (METADATA_FORMAT, task.name)
     (inputs / "elsewhere").mkdir()
     (inputs / "one.png").rename(inputs / "elsewhere" / "one.png")  # found in a folder that is given
     found = Regenerate(source="made/frame_00000.png", model=str(model), inputs=("elsewhere",))

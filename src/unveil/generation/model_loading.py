@@ -279,6 +279,7 @@ def _with_adapter(
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
     model.sampling = model.config.sample
+    model.fps = model.config.fps or model.fps
     both = hashlib.sha256(f"{stated.sha256} {added}".encode()).hexdigest()
     return model, ModelSource(_model_name(name, folder), both)
 

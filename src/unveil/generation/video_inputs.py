@@ -22,10 +22,11 @@ from unveil.io import staging
 from unveil.io.files import sha256
 from unveil.io.video.reader import VideoLimits, VideoReader, given_or_new
 from unveil.model import Model
+from unveil.model.model import FPS
 from unveil.model.shapes import check_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-RATE = 8.0  # default frame rate of generated videos
+RATE = 8.0  # frame rate of videos of a model that states none
 
 
 class InputVideo(NamedTuple):
@@ -36,12 +37,29 @@ class InputVideo(NamedTuple):
         rate: Frames per second.
         input: Name and hash of the file.
         prompt: Prompt in its metadata, if it has some.
+        file_rate: Frames per second of the file, on average; None for images.
     """
 
     pixels: Tensor
     rate: float
     input: SourceFile
     prompt: str | None
+    file_rate: float | None = None
+
+
+def rate_of(model: Model) -> float:
+    """Frame rate of the model's videos: that of its training, or `RATE` if it is unknown."""
+    return RATE if model.fps is None else model.fps
+
+
+def takes_rate(model: Model) -> bool:
+    """Return True if the network is conditioned on the frame rate."""
+    return FPS in model.conditioners
+
+
+def rate_condition(model: Model, rate: float) -> dict[str, list[float]]:
+    """Condition on the frame rate, for a network that takes it."""
+    return {FPS: [rate]} if takes_rate(model) else {}
 
 
 def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
@@ -66,12 +84,13 @@ def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: flo
         frames = [inputs.open_input(inputs.IMAGE, file, model.shape[0]) for file in files]
         if len({frame.content.shape for frame in frames}) > 1:
             raise DataError(f"{path}: frames of several sizes; a video has one")
-        pixels, frame_rate = torch.stack([frame.content for frame in frames], dim=1), RATE if rate is None else rate
+        pixels, file_rate = torch.stack([frame.content for frame in frames], dim=1), None
+        frame_rate = rate_of(model) if rate is None else rate
         source = _of_folder(path, frames) if path.is_dir() else frames[0].input
         prompt = _prompt(files[0])
     else:
         with given_or_new(None) as decoder:  # a child process starts in 0.2 s
-            pixels, frame_rate = decode_video(path, rate, decoder)
+            pixels, frame_rate, file_rate = decode_video(path, rate, decoder)
             prompt = _prompt(path, decoder)
         source = SourceFile(path.name, sha256(path))
     pixels = pixels if size is None else center_crop_resize(pixels, size)
@@ -79,7 +98,7 @@ def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: flo
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
         raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT resizes it") from problem
-    return InputVideo(pixels[None], frame_rate, source, prompt)
+    return InputVideo(pixels[None], frame_rate, source, prompt, file_rate)
 
 
 def _of_folder(path: Path, frames: Sequence[inputs.LoadedInput]) -> SourceFile:
@@ -135,8 +154,8 @@ def center_crop_resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return part.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
 
 
-def check_same_fps(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
-    """Return the common frame rate of several videos; images have none.
+def check_same_fps(videos: Sequence[InputVideo], paths: Sequence[Path], otherwise: float) -> float:
+    """Return the common frame rate of several videos, `otherwise` if they are images, which have none.
 
     Raises:
         RecipeError: The frame rates differ.
@@ -145,11 +164,11 @@ def check_same_fps(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float
     if len(rates) > 1:
         listed = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
         raise RecipeError(f"videos of different frame rates ({listed}): convert them to one with --fps {min(rates):g}")
-    return next(iter(rates), RATE)
+    return next(iter(rates), otherwise)
 
 
-def decode_video(path: Path, rate: float | None, decoder: VideoReader | None = None) -> tuple[Tensor, float]:
-    """Return the frames uint8 (3, T, H, W) of a file, and its frame rate.
+def decode_video(path: Path, rate: float | None, decoder: VideoReader | None = None) -> tuple[Tensor, float, float]:
+    """Return the frames uint8 (3, T, H, W) of a file, their frame rate, and that of the file, on average.
 
     Raises:
         DataError: It cannot be read, or its frame rate varies and none was given.
@@ -161,7 +180,7 @@ def decode_video(path: Path, rate: float | None, decoder: VideoReader | None = N
         raise DataError(f"{path}: {problem}") from problem
 
 
-def _decode(path: Path, rate: float | None, decoder: VideoReader) -> tuple[Tensor, float]:
+def _decode(path: Path, rate: float | None, decoder: VideoReader) -> tuple[Tensor, float, float]:
     limits = VideoLimits()
     info = decoder.probe(path, limits)
     if info.rate is None and rate is None:
@@ -173,7 +192,7 @@ def _decode(path: Path, rate: float | None, decoder: VideoReader) -> tuple[Tenso
         raise DataError(planned.refused or planned.reason)
     whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
     pixels, _ = decoder.read(path, info, frame_selection(info, whole, config.rule), limits)
-    return apply_orientation(pixels, info.orientation), whole.rate
+    return apply_orientation(pixels, info.orientation), whole.rate, info.mean_rate
 
 
 def _prompt(path: Path, decoder: VideoReader | None = None) -> str | None:

@@ -456,7 +456,10 @@ def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-METADATA_FORMAT = 2
+METADATA_FORMAT = 3
+_TASK_FORMAT = 2  # since which metadata hold the task
+_END_FORMAT = 3  # since which samplers in time take x0 in the step onto clean data
+IN_TIME = ("euler-time", "heun-time", "midpoint-time", "adams-bashforth-2")
 RENAMED_IN_FORMAT = ('"asked"', '"controls"')  # keys with values that had other names in metadata of this format
 VIDEO_TASKS = {"picture": "image"}  # former names of tasks in records of benchmarks of video models
 ROLES = {"picture": "image", "noise": "latents"}  # former names of the fields that hold inputs
@@ -472,10 +475,10 @@ def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: The metadata are damaged.
     """
-    facts = _renamed_keys(facts)
+    facts = _with_former_end(_renamed_keys(facts))
     if "fps" in facts:  # a video: its metadata of format 1 lack what is needed to generate it again
         return facts
-    if facts.get("format", 1) >= METADATA_FORMAT or not isinstance(facts.get("model"), Mapping):
+    if facts.get("format", 1) >= _TASK_FORMAT or not isinstance(facts.get("model"), Mapping):
         return facts
     former = facts.get("task")
     try:
@@ -492,7 +495,16 @@ def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
             facts["batch"] = {**batch, "inputs": _with_roles(batch["inputs"])}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
         raise DataError(f"the image's metadata lack {problem}; use the file as it was written") from problem
-    return facts | {"format": METADATA_FORMAT}
+    return facts | {"format": _TASK_FORMAT}
+
+
+def _with_former_end(facts: dict[str, Any]) -> dict[str, Any]:
+    """State the rule of the last step that samplers in time had: along the velocity."""
+    former = facts.get("format", 1)
+    if not isinstance(former, int) or former >= _END_FORMAT or facts.get("sampler") not in IN_TIME:
+        return facts
+    options = facts.get("options")
+    return facts | {"options": {"end": "velocity", **(options if isinstance(options, Mapping) else {})}}
 
 
 def _renamed_keys(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class GenerateOptions(TypedDict, total=False):
     on_step: Callable[[SamplingProgress], object] | None
 
 
+FPS = "fps"  # key of the condition on the frame rate, for networks that take it
+
+
 class Model(nn.Module):
     """A diffusion model: the denoiser, the conditioners and the autoencoder, with their configuration.
 
@@ -97,6 +100,7 @@ class Model(nn.Module):
         variance: Variance of a reverse step, for ancestral sampling and for the variational bound.
         config: Configuration that the model was built from. `save` needs one.
         sample: Default sampling settings; None: those of `config`.
+        fps: Frames per second of the videos of training; None: that of `config`, or unknown.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Model(nn.Module):
         variance: VarianceRule = fixed_small,
         config: ModelConfig | None = None,
         sample: SampleConfig | None = None,
+        fps: float | None = None,
     ) -> None:
         super().__init__()
         if denoiser.learns_variance != is_learned(variance):
@@ -125,6 +130,7 @@ class Model(nn.Module):
         self.variance = variance
         self.config = config
         self.sampling = sample or (config.sample if config is not None else SampleConfig())
+        self.fps = config.fps if fps is None and config is not None else fps
         self.source_folder: Path | None = None  # folder of another program that the model was read from
         self.base: BaseModel | None = None  # base model, if only a LoRA or a ControlNet is trained and saved
         self.lora_infos: tuple[LoraInfo, ...] = ()  # attached LoRAs, for the metadata of images
@@ -234,6 +240,7 @@ class Model(nn.Module):
             variance=self.variance,
             config=self.config,
             sample=self.sampling,
+            fps=self.fps,
         )
         inherited = (
             "source_folder",

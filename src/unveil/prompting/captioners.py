@@ -20,6 +20,7 @@ from unveil.data.tensor_dataset import stable_hash
 from unveil.errors import NoAnswer, RecipeError, WeightsError, did_you_mean
 from unveil.io.images import make_grid, png, to_unit
 from unveil.io.optional_deps import import_extra
+from unveil.io.video.frame_timing import frame_count
 from unveil.model.captioner_folder import CaptionModel
 from unveil.nn.decoding import Decoded, NextToken, beam, greedy, sampled
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
@@ -75,10 +76,12 @@ class CaptionWriter(Protocol):
     Attributes:
         name: Name that is displayed.
         at_once: Preferred batch size.
+        rate: Frames per second of the videos that it was trained on; None: unknown.
     """
 
     name: str
     at_once: int
+    rate: float | None
 
     def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """Write one caption for each image or video.
@@ -123,6 +126,7 @@ class NativeCaptioner:
                 f"how {how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(how, DECODING_METHODS)}"
             )
         self.model, self.name, self.how = model, name, how
+        self.rate: float | None = model.facts.get("fps")
         self.beams, self.temperature, self.seed, self.length_power = beams, temperature, seed, length_power
         self._captioned = 0
 
@@ -162,9 +166,11 @@ class NativeCaptioner:
         return greedy(reading, start, end=END, limit=limit)
 
     def _prepare(self, clip: MediaClip) -> MediaClip:
-        """Select at most FRAMES frames, evenly spaced, and resize them towards the captioner's training size.
+        """Select at most FRAMES frames, and resize them towards the captioner's training size.
 
-        The aspect ratio is kept up to whole patches.
+        A faster video is brought to the captioner's rate by the frames closest in time. If it still has more than
+        FRAMES, these are spaced evenly over it. The network gets its own rate, as if the video had been speeded up,
+        because it has seen no other. The aspect ratio is kept up to whole patches.
 
         Raises:
             RecipeError: The number of channels differs from the captioner's.
@@ -175,6 +181,9 @@ class NativeCaptioner:
             pixels = pixels.expand(3, -1, -1, -1)
         if pixels.shape[0] != config.channels:
             raise RecipeError(f"{pixels.shape[0]} channels: this captioner takes {config.channels}")
+        if self.rate is not None and rate > self.rate:
+            pixels = pixels[:, frames_at(pixels.shape[1], rate, self.rate)]
+            rate = self.rate
         count = pixels.shape[1]
         if count > FRAMES:
             chosen = torch.linspace(0, count - 1, FRAMES).round().long()
@@ -182,7 +191,12 @@ class NativeCaptioner:
         side_target = min(self.model.facts.get("size") or pixels.shape[2:])
         scale = side_target / min(pixels.shape[2:])
         size = tuple(max(1, round(side * scale / config.patch)) * config.patch for side in pixels.shape[2:])
-        return MediaClip(resized(pixels, size), rate)
+        return MediaClip(resized(pixels, size), self.rate or rate)
+
+
+def frames_at(count: int, rate: float, wanted: float) -> list[int]:
+    """Numbers of the frames that are closest in time to those of another rate, of a video of `count` frames."""
+    return [round(index * rate / wanted) for index in range(frame_count((count - 1) / rate, wanted))]
 
 
 class ImageToText:
@@ -201,6 +215,7 @@ class ImageToText:
     """
 
     at_once = 1
+    rate: float | None = None
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         if not (folder / "config.json").is_file():
@@ -258,6 +273,7 @@ class VisionEndpoint(ChatClient):
     """Vision model at an OpenAI-compatible endpoint; a video is given as some frames side by side."""
 
     at_once = 1
+    rate: float | None = None
 
     def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """Write one caption for each.

@@ -15,6 +15,7 @@ from unveil.data.image_decoding import decode_native_size, open_image, safe_join
 from unveil.data.metadata import METADATA
 from unveil.data.video_folder import VIDEO, apply_orientation
 from unveil.errors import DataError, RecipeError
+from unveil.io.video.frame_timing import frame_count
 from unveil.io.video.reader import FrameSelection, VideoLimits, VideoReader
 from unveil.playground.dataset import Playground
 
@@ -145,8 +146,8 @@ class MediaReader:
         """Return the class folder of each file."""
         return self.listing.classes
 
-    def __call__(self, entry: IndexEntry) -> SampledFrames:
-        """Read an entry: an image, or evenly spaced frames of a video.
+    def __call__(self, entry: IndexEntry, rate: float | None = None) -> SampledFrames:
+        """Read an entry: an image, or frames of a video as `sample_frames` takes them.
 
         Raises:
             DataError: The file cannot be read.
@@ -154,7 +155,7 @@ class MediaReader:
         path = safe_join(self.listing.root, entry.path)
         try:
             if entry.path in self._clips:
-                return sample_frames(path, self._decoder, self.frames)
+                return sample_frames(path, self._decoder, self.frames, rate=rate)
             return SampledFrames(_read_image(path)[:, None], 1.0)
         except DataError:
             raise
@@ -189,8 +190,9 @@ class PlaygroundReader:
             IndexEntry(str(index), text=item.get("texts", [item["text"]])[0]) for index, item in enumerate(annotations)
         ]
 
-    def __call__(self, entry: IndexEntry) -> SampledFrames:
+    def __call__(self, entry: IndexEntry, rate: float | None = None) -> SampledFrames:
         """Return all frames of a video."""
+        del rate  # the captioner chooses among all frames
         item = self.world[int(entry.path)]
         pixels: Tensor = item["pixels"]
         return SampledFrames(pixels if pixels.ndim == 4 else pixels[:, None], float(item["fps"]))
@@ -199,8 +201,17 @@ class PlaygroundReader:
         """Do nothing; no file is open."""
 
 
-def sample_frames(path: Path, decoder: VideoReader, count: int, limits: VideoLimits | None = None) -> SampledFrames:
+def sample_frames(
+    path: Path, decoder: VideoReader, count: int, limits: VideoLimits | None = None, *, rate: float | None = None
+) -> SampledFrames:
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
+
+    Args:
+        path: Path of the video.
+        decoder: Decoding process.
+        count: Maximum number of frames.
+        limits: Limits of the file.
+        rate: Frames per second that a faster video is brought to first, by the frames closest in time; None: its own.
 
     Raises:
         DataError: As `VideoReader.probe`.
@@ -208,14 +219,16 @@ def sample_frames(path: Path, decoder: VideoReader, count: int, limits: VideoLim
     limits = limits or VideoLimits()
     video = decoder.probe(path, limits)
     timestamps = video.moments()
+    if rate is not None and (fewer := frame_count(video.seconds, rate)) < len(timestamps):
+        timestamps = [timestamps[0] + index / rate for index in range(fewer)]
     indices = torch.linspace(0, len(timestamps) - 1, min(count, len(timestamps))).round().long().tolist()
     times = tuple(timestamps[index] for index in indices)
     selection = FrameSelection(
         times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _fit(*video.square_pixel_size)
     )
     pixels, _ = decoder.read(path, video, selection, limits)
-    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-    return SampledFrames(apply_orientation(pixels, video.orientation), rate)
+    pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+    return SampledFrames(apply_orientation(pixels, video.orientation), pace)
 
 
 def _read_image(path: Path) -> Tensor:

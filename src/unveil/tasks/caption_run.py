@@ -74,8 +74,8 @@ class MediaSource(Protocol):
         """See above."""
         ...
 
-    def __call__(self, entry: IndexEntry, /) -> SampledFrames:
-        """Some frames of an entry."""
+    def __call__(self, entry: IndexEntry, rate: float | None = None, /) -> SampledFrames:
+        """Some frames of an entry, of a faster video those closest in time at a rate."""
         ...
 
     def close(self) -> None:
@@ -269,7 +269,7 @@ def caption_files(task: CaptionMedia, context: TaskContext) -> TaskResult:
     try:
         with console.progress("caption", len(file.left)) as progress:
             failures = 0
-            for batch in _batches(source, file.left, captioner.at_once, file.unread, progress.advance):
+            for batch in _batches(source, file.left, captioner, file.unread, progress.advance):
                 if failures >= MAX_FAILURES:
                     raise NoAnswer(
                         f"{captioner.name}: no caption of {failures} files in a row; the last: {file.silent[-1][1]}; "
@@ -373,17 +373,21 @@ def _caption(row: Mapping[str, Any]) -> Caption:
 
 
 def _batches(
-    source: MediaSource, entries: Sequence[IndexEntry], count: int, unread: Failures, advance: Callable[[], object]
+    source: MediaSource,
+    entries: Sequence[IndexEntry],
+    captioner: CaptionWriter,
+    unread: Failures,
+    advance: Callable[[], object],
 ) -> Iterator[list[tuple[IndexEntry, MediaClip]]]:
-    """Read the entries, `count` at a time."""
+    """Read the entries, as many at a time and at the frame rate that the captioner prefers."""
     batch: list[tuple[IndexEntry, MediaClip]] = []
     try:
         for entry in entries:
             try:
-                batch.append((entry, MediaClip(*source(entry), entry.path)))
+                batch.append((entry, MediaClip(*source(entry, captioner.rate), entry.path)))
             except DataError as problem:
                 unread.append((entry.path, str(problem)))
-            if len(batch) == count:
+            if len(batch) == captioner.at_once:
                 yield batch
                 batch = []
             advance()

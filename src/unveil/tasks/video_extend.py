@@ -31,7 +31,7 @@ class VideoExtend(FramesAdded, InputPrompt, VideoTask):
         from unveil.generation import video
         from unveil.tasks.video_run import VideoShot
 
-        clip = stage.read("video")
+        clip = stage.read_continued("video")
         direction = "backward" if self.backward else "forward"
         spec = video.extend(stage.model, clip.pixels, self.frames, direction=direction, context=self.context_frames)
         ends = (None, clip.pixels[0]) if self.backward else (clip.pixels[0], None)

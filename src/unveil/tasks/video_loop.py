@@ -42,15 +42,15 @@ class VideoLoop(FramesAdded, InputPrompt, VideoTask):
 
     def shot(self, stage: VideoStage) -> VideoShot:
         """The frames from the end of the video to its beginning; without a video, a cyclic one."""
-        from unveil.generation import video, video_inputs
+        from unveil.generation import video
+        from unveil.generation.video_inputs import rate_of
         from unveil.tasks.video_run import VideoShot
 
         if self.video is None:
             cyclic = video.with_looping_vae(stage.model)
             spec = video.loop(cyclic, self.frames, self.size)
-            return VideoShot(self, spec, stage.request(self.prompt), video_inputs.RATE, model=cyclic)
-        clip = stage.read("video")
-        rate = clip.rate if clip.pixels.shape[2] > 1 else video_inputs.RATE
+            return VideoShot(self, spec, stage.request(self.prompt), rate_of(stage.model), model=cyclic)
+        clip = stage.read_continued("video")
         pixels = clip.pixels
         between = video.interpolate_between(stage.model, pixels, pixels, self.frames, context=self.context_frames)
-        return VideoShot(self, between, stage.request(stage.prompt_of(clip)), rate, (pixels[0], None))
+        return VideoShot(self, between, stage.request(stage.prompt_of(clip)), clip.rate, (pixels[0], None))

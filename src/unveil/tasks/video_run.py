@@ -33,6 +33,7 @@ from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model, checkpoint_store
 from unveil.model.migration import METADATA_FORMAT
+from unveil.model.model import FPS
 from unveil.model.shapes import check_size
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import adapters_of, model_options, open_recorded
@@ -78,14 +79,56 @@ class VideoStage:
 
     def read_at(self, name: str, size: tuple[int, int] | None) -> video_inputs.InputVideo:
         """An input video or image in a height and width, and at the frame rate of the task."""
-        content = video_inputs.load_video(self.files[name], self.model, size, self.task.fps)
+        return self._loaded(name, size, self.task.fps)
+
+    def read_continued(self, name: str) -> video_inputs.InputVideo:
+        """An input video that new frames continue, in the size of the task and at the frame rate of the new frames.
+
+        That is the rate of the task, or else that of the model's training; the video is brought to it with the frames
+        closest in time. It keeps its own rate if the network is conditioned on the rate, or the model states none.
+        """
+        rate = self._stated_rate
+        if rate is None and not video_inputs.takes_rate(self.model):
+            rate = self.model.fps
+        clip = self._loaded(name, self.task.size, rate)
+        if self._stated_rate is None and clip.file_rate is not None and abs(clip.file_rate - clip.rate) > 0.005:
+            self.context.console.say(
+                f"{self.files[name]}: {clip.file_rate:.4g} frames per second, brought to the model's {clip.rate:g}: "
+                f"{clip.pixels.shape[2]} frames, those closest in time; --fps {clip.file_rate:.4g} keeps its own"
+            )
+        return clip
+
+    def read_two(self, first: str, last: str) -> tuple[video_inputs.InputVideo, video_inputs.InputVideo, float]:
+        """Two input videos of one frame rate, see `read_continued`, and the rate."""
+        both = self.read_continued(first), self.read_continued(last)
+        paths = [self.files[first], self.files[last]]
+        return *both, video_inputs.check_same_fps(both, paths, video_inputs.rate_of(self.model))
+
+    def _loaded(self, name: str, size: tuple[int, int] | None, rate: float | None) -> video_inputs.InputVideo:
+        content = video_inputs.load_video(self.files[name], self.model, size, rate)
         self.sources[name] = content.input
         return content
 
-    def read_two(self, first: str, last: str) -> tuple[video_inputs.InputVideo, video_inputs.InputVideo, float]:
-        """Two input videos of one frame rate, and the rate."""
-        both = self.read(first), self.read(last)
-        return *both, video_inputs.check_same_fps(both, [self.files[first], self.files[last]])
+    @property
+    def _stated_rate(self) -> float | None:
+        """Frame rate of the task, or of the file that is generated again."""
+        if self.task.fps is not None or self.recorded is None:
+            return self.task.fps
+        return None if "fps" not in self.recorded else float(self.recorded["fps"])
+
+    def rate_of(self, shot_rate: float) -> float:
+        """Frame rate of the videos: that of the task or of the metadata, else that of the specification."""
+        return shot_rate if self._stated_rate is None else self._stated_rate
+
+    def text_condition(self, prompt: str, rate: float) -> dict[str, list[Any]]:
+        """Condition of one video on a prompt, and on the frame rate where the network takes it."""
+        return {PROMPT: [prompt], **self.rate_condition(rate)}
+
+    def rate_condition(self, rate: float) -> dict[str, list[float]]:
+        """Condition on the frame rate, where the network takes it and the metadata do not say otherwise."""
+        if self.recorded is not None and FPS not in _recorded_request(self.recorded).cond:
+            return {}
+        return video_inputs.rate_condition(self.model, self.rate_of(rate))
 
     def prompt_of(self, clip: video_inputs.InputVideo) -> str | None:
         """The prompt of the task, or else that of an input's metadata."""
@@ -186,7 +229,7 @@ def generation_shot(task: VideoGenerate, stage: VideoStage) -> VideoShot:
     if hires.needs_hires(model, size):
         stage.context.console.say(hires.describe_passes(model, size))
     request = stage.request(task.prompt, frames=frames, shown=bool(task.keyframes))
-    return VideoShot(task, spec, request, video_inputs.RATE)
+    return VideoShot(task, spec, request, video_inputs.rate_of(model))
 
 
 def joining_shot(task: VideoJoin, stage: VideoStage) -> VideoShot:
@@ -202,7 +245,7 @@ def joining_shot(task: VideoJoin, stage: VideoStage) -> VideoShot:
         task = task.model_copy(update={"prompt": tuple(prompts)})
     request = stage.request(texts[0])
     if task.method == "blend":
-        conditions = [{PROMPT: [text]} for text in prompts] if has_both else ()
+        conditions = [stage.text_condition(text, rate) for text in prompts] if has_both else ()
         blend = video.crossfade(stage.model, first.pixels, last.pixels, strength=task.strength, texts=conditions)
         return VideoShot(task, blend, request, rate)
     spec = video.interpolate_between(stage.model, first.pixels, last.pixels, task.frames, context=task.context_frames)
@@ -232,7 +275,7 @@ def edit_shot(task: VideoEdit, stage: VideoStage) -> VideoShot:
             )
         source_prompt = stage.read_prompt(source_prompt)
         task = task.model_copy(update={"source_prompt": source_prompt})
-        before = {PROMPT: [source_prompt]}
+        before = stage.text_condition(source_prompt, clip.rate)
         spec = video.flow_edit_video(stage.model, clip.pixels, before, strength=task.strength[0], mask=mask)
     return VideoShot(task, spec, stage.request(task.prompt), clip.rate)
 
@@ -323,7 +366,8 @@ def _file_values(task: VideoTask) -> dict[str, tuple[str, FileInput]]:
 
 def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskResult:
     console, count = stage.context.console, len(paths)
-    rate = shot.rate if stage.task.fps is None else stage.task.fps
+    rate = stage.rate_of(shot.rate)
+    shot = shot._replace(request=replace(shot.request, cond={**shot.request.cond, **stage.rate_condition(rate)}))
     written, shape = list[str](), [0, 0, 0]
     with console.progress("step", 0) as progress:
         for number, path in enumerate(paths):

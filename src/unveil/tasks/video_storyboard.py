@@ -58,8 +58,9 @@ class VideoStoryboard(Windows, VideoTask):
         """The video of all scenes."""
         from dataclasses import replace
 
-        from unveil.generation import video, video_inputs
+        from unveil.generation import video
         from unveil.generation.prompt_schedule import ScheduledPrompt as Span
+        from unveil.generation.video_inputs import rate_of
         from unveil.tasks.video_run import VideoShot
 
         scenes = tuple(scene.model_copy(update={"prompt": stage.read_prompt(scene.prompt)}) for scene in self.scenes)
@@ -67,4 +68,4 @@ class VideoStoryboard(Windows, VideoTask):
         spec = video.storyboard(spans, spans[-1].stop, fade=self.prompt_crossfade, window=self.window)
         spec = replace(spec, size=self.size, overlap=self.overlap)
         task = self.model_copy(update={"scenes": scenes})
-        return VideoShot(task, spec, stage.request(spans[0].prompt), video_inputs.RATE)
+        return VideoShot(task, spec, stage.request(spans[0].prompt), rate_of(stage.model))

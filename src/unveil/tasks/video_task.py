@@ -52,7 +52,7 @@ class VideoTask(StrictFields, AdapterFields, SizeFields, SamplingFields, ModelFi
     fps: Annotated[
         float | None,
         info(
-            "Frame rate in frames per second; that of the input video, or 8.",
+            "Frame rate in frames per second; that of the model's training when left out, or that of an edited video.",
             title="Frame rate",
             unit="fps",
             gt=0,

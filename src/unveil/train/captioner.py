@@ -28,6 +28,7 @@ from unveil.model.captioner_folder import (
     words_of,
 )
 from unveil.model.config import CaptionerRecipe
+from unveil.model.config.data import frame_rate_of
 from unveil.model.config.train import Batching
 from unveil.nn.captioner import Captioner
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, pad_sequences
@@ -56,7 +57,8 @@ def initial_captioner(recipe: CaptionerRecipe, dataset: IndexableItems, device: 
         raise RecipeError("the training captions hold no word; give items a text")
     config = recipe.network.build({"vocab_size": len(words)})
     _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.max_length)
-    facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
+    size, rate = list(shape_of(dataset, recipe.key)[-2:]), frame_rate_of(recipe.data)
+    facts = {"decode": recipe.decode.model_dump(mode="json"), "size": size, "fps": rate}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         network = Captioner(config) if base is None else extend_vocabulary(base, words)

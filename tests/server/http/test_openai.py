@@ -17,6 +17,8 @@ from tests.server.http.conftest import KEY, Begin, Server
 from unveil.cli.commands import run
 from unveil.generation.video_inputs import decode_video
 from unveil.server.http.middleware import SecurityPolicy
+from unveil.server.http.schema import VideosBody
+from unveil.server.jobs.catalog import ModelInfo
 from unveil.server.jobs.job_table import QueueLimits
 
 openai = pytest.importorskip("openai")
@@ -100,6 +102,17 @@ def test_an_image_is_edited_where_the_mask_is_transparent(client: Opens, real: S
     assert np.array_equal(made[0], made[1])
     assert np.array_equal(made[0][:, 16:], grey[:, 16:])
     assert not np.array_equal(made[0][:, :16], grey[:, :16])
+
+
+def test_seconds_are_frames_at_the_rate_of_the_task_or_of_the_model():
+    models = {"fast": ModelInfo(fps=24.0), "unknown": ModelInfo(), "playground-video": ModelInfo(fps=12.0)}
+
+    def frames(**values: Any) -> int:
+        body = VideosBody.model_validate({"prompt": "a ring", "seconds": 2, **values})
+        return body.values("video-generate", models)["frames"]
+
+    assert (frames(model="fast"), frames(model="unknown"), frames(model="of no catalog"), frames()) == (48, 16, 16, 24)
+    assert (frames(model="fast", fps=10), frames(model="fast", frames=5)) == (20, 5)
 
 
 def test_a_video_is_generated_served_extended_and_deleted(client: Opens, real: Server, tmp_path: Path):

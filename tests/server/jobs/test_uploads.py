@@ -16,7 +16,7 @@ from unveil.errors import DataError, OutOfResources
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs import outputs as module
-from unveil.server.jobs.outputs import INFO_SUFFIX, UploadStore, names_in
+from unveil.server.jobs.outputs import INFO_SUFFIX, UploadedFile, UploadStore, names_in
 
 
 def image(side: int = 8) -> bytes:
@@ -47,11 +47,22 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_p
     assert inputs.path(kept.name).read_bytes() == image()
     video = inputs.store(clip(tmp_path / "a.gif"))
     assert (video.kind, video.width, video.height, video.frames) == ("video", 16, 16, 4)
+    assert video.seconds == pytest.approx(3 / 8, abs=0.01)
     assert video.name.endswith(".gif")
     assert inputs.info(video.name) == video
     assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
         f"{one.name}{end}" for one in (kept, video) for end in ("", INFO_SUFFIX)
     )
+
+
+def test_an_upload_knows_its_length_at_another_frame_rate():
+    def video(frames: int, seconds: float | None) -> UploadedFile:
+        return UploadedFile("a.mp4", "video", 8, 8, frames, seconds)
+
+    assert [video(31, 1.0).frames_at(rate) for rate in (None, 30, 10, 8, 60)] == [31, 31, 11, 9, 61]
+    assert video(16, 1.87).frames_at(8) == 16  # GIF counts hundredths of a second
+    assert video(1, 0.0).frames_at(8) == 1
+    assert video(31, None).frames_at(10) == 31  # an image, or stored before lengths were
 
 
 def test_an_upload_without_disk_space_is_stored_when_sent_again(inputs: UploadStore, tmp_path, monkeypatch):

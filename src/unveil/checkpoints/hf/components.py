@@ -53,12 +53,13 @@ def assemble_model(
     shape: tuple[int, ...],
     conditioners: Sequence[nn.Module],
     sample: Mapping[str, Any],
+    fps: float | None = None,
 ) -> Model:
     """The model of these parts; `sample` goes before what the scheduler says of sampling."""
     process, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
     how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
     denoiser = Denoiser(network, process, prediction=prediction)
-    return Model(denoiser, shape, conditioners=conditioners, autoencoder=codec, sample=how)
+    return Model(denoiser, shape, conditioners=conditioners, autoencoder=codec, sample=how, fps=fps)
 
 
 def process_of(

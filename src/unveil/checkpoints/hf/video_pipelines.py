@@ -1,6 +1,8 @@
 """Models of diffusers' folders that make clips: Wan 2.1 and 2.2, LTX-Video, CogVideoX, HunyuanVideo.
 
-Facts: defaults of diffusers' `WanPipeline`, `LTXPipeline`, `CogVideoXPipeline` and `HunyuanVideoPipeline`.
+Facts: defaults of diffusers' `WanPipeline`, `LTXPipeline`, `CogVideoXPipeline` and `HunyuanVideoPipeline`. Frame rates:
+Wan team 2025 (arXiv:2503.20314) and the card of Wan2.2-TI2V-5B; the cards of CogVideoX and CogVideoX1.5; Kong et al.
+2024 (arXiv:2412.03603).
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, Precom
 from unveil.errors import WeightsError
 from unveil.io.files import read_header, read_tensors, staged, write_tensors
 from unveil.model import Model
+from unveil.model.model import FPS
 from unveil.types import Condition
 
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
 ROUTES = ("tokens", "mask", "vector")
 WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
 GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
+# frames per second of the videos of training; LTX-Video's is `FRAME_RATE`, and its network takes others, too
+WAN_FPS, WAN_5B_FPS, COG_FPS, COG_15_FPS, HUNYUAN_FPS = 16.0, 24.0, 8.0, 16.0, 24.0
 # default frames, height and width of a video
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
 
@@ -55,7 +60,8 @@ def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=clean_prompt)
     codec = _codec(folder, "AutoencoderKLWan", network)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample)
+    fps = WAN_5B_FPS if folder.index.get("expand_timesteps") else WAN_FPS  # text and image to video, 5B
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample, fps)
 
 
 def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -65,9 +71,10 @@ def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     codec = _codec(folder, "AutoencoderKLLTXVideo", network)
     network.rates = codec.rates
     prompt = _prompt(folder, dtype, "hidden", LTX_TOKENS)
-    rate = ScalarCondition((FRAME_RATE,), 0, key="fps")
+    rate = ScalarCondition((FRAME_RATE,), 0, key=FPS)
     sample = {"steps": 50, "guidance": {"scale": 3.0}}
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *LTX_SIZE), (prompt, rate), sample)
+    scheduler, shape = scheduler_of(folder), (3, *LTX_SIZE)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt, rate), sample, FRAME_RATE)
 
 
 def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -81,7 +88,8 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     shape = (3, frames, int(settings.sample_height) * unit, int(settings.sample_width) * unit)
     prompt = _prompt(folder, dtype, "text", int(settings.max_text_seq_length or COG_TOKENS))
     sample = {"steps": 50, "guidance": {"scale": 6.0}, "threshold": "none"}
-    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
+    fps = COG_FPS if settings.patch_size_t is None else COG_15_FPS
+    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample, fps)
 
 
 def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -101,7 +109,8 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     prompt = read_prompts(folder.path / PROMPTS, extra_dims=network.extra_dims)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "schedule": "uniform"}
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *guidance), sample)
+    scheduler, shape = scheduler_of(folder), (3, *HUNYUAN_SIZE)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt, *guidance), sample, HUNYUAN_FPS)
 
 
 # Pipeline -> what reads its folder; those that start from an image or a video have the same parts

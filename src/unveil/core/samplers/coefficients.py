@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -89,6 +89,31 @@ def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Tensor:
 def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """The share of here's sigma / alpha that is left there, 1 where there was none."""
     return elementary.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
+
+
+def lands(here: NoiseLevel, there: NoiseLevel) -> Tensor:
+    """True for the parts of a step that go from noise onto clean data.
+
+    There every sampler takes the estimate of x0. A step along a curved path, or one that adds noise, would leave some.
+    """
+    return (there.sigma == 0) & (here.sigma > 0)
+
+
+TimeEnd = Literal["x0", "velocity"]
+
+
+def ends_straight(here: NoiseLevel, there: NoiseLevel, end: TimeEnd) -> Tensor:
+    """True for the parts of a step in time that hold x0 and eps instead of the velocity.
+
+    These are the steps onto clean data, unless `end` is "velocity", and those at the end of a process that stops before
+    clean data, because its time stops there, too.
+
+    Raises:
+        RecipeError: `end` is neither of the two.
+    """
+    if end not in get_args(TimeEnd):
+        raise RecipeError(f"end = {end!r}: must be 'x0' or 'velocity'")
+    return (there.t == here.t) | (lands(here, there) & (end == "x0"))
 
 
 # ---------------------------------------------------------------------- levels between those of a schedule

@@ -15,6 +15,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.elementary import level_by_level, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
+from unveil.core.samplers.coefficients import lands
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule, stacked
@@ -127,8 +128,8 @@ def _rows(
 def _landing(columns: _Columns, here: NoiseLevel, there: NoiseLevel) -> _Columns:
     """The columns of steps; a step onto clean data takes the estimate of x0, without noise."""
     keep, gain, noise = columns
-    lands = (there.sigma == 0) & (here.sigma > 0)
-    return where(lands, 0.0, keep), where(lands, there.alpha, gain), where(lands, 0.0, noise)
+    last = lands(here, there)
+    return where(last, 0.0, keep), where(last, there.alpha, gain), where(last, 0.0, noise)
 
 
 def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:

@@ -14,8 +14,10 @@ from unveil.core.elementary import level_by_level, scalar, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.coefficients import (
     LinearStep,
+    TimeEnd,
     adams,
     check_order,
+    ends_straight,
     gains,
     linear_step,
     select_level,
@@ -52,36 +54,36 @@ def lms(schedule: Schedule, order: int = 4) -> CoefficientTable:
 # ---------------------------------------------------------------------- in the process's own time
 
 
-def adams_bashforth(schedule: Schedule, order: int = 2) -> AdamsBashforth:
+def adams_bashforth(schedule: Schedule, order: int = 2, *, end: TimeEnd = "x0") -> AdamsBashforth:
     """Adams-Bashforth in t on the velocity dx/dt = alpha' x0 + sigma' eps, for any spacing: one call a step.
 
     Args:
         schedule: Schedule from noise to data.
         order: 1 to 4; the first steps have fewer velocities, and a lower order.
+        end: Rule of the step onto clean data, see `euler_time`.
 
     Raises:
-        RecipeError: The order does not exist.
+        RecipeError: The order or the `end` does not exist.
 
     Source: Adams & Bashforth 1883; the velocity as in Lipman et al. 2022, eq. 23 (arXiv:2210.02747).
     """
     check_order(order, 4)
-    return AdamsBashforth(schedule, order)
+    return AdamsBashforth(schedule, order, end)
 
 
 class AdamsBashforth:
     """Rows of gains on velocities, which are neither x0 nor eps and so do not fit into a `CoefficientTable`."""
 
     @level_by_level()
-    def __init__(self, schedule: Schedule, order: int) -> None:
+    def __init__(self, schedule: Schedule, order: int, end: TimeEnd = "x0") -> None:
         self.levels = list(schedule[:-1])
         self.order = order
         here, there = schedule.steps
-        width, straight = there.t - here.t, linear_step(here, there)
+        width, straight = where(ends_straight(here, there, end), 0.0, there.t - here.t), linear_step(here, there)
         weights, counts = gains(LinearStep(scalar(1.0), width, width), adams, order)
         rows = rows_of(self.levels, ZERO, weights, counts=counts)
         self.gains = [row.gains for row in rows]
-        # (keep, gain of x0) where time stands still: a process may stop before clean data, and its time with it, so
-        # that step is the straight one
+        # (keep, gain of x0) of the straight steps
         leaps = where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)
         self.leaps = list(zip(*(leap.unbind() for leap in leaps), strict=True))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.elementary import level_by_level, where
+from unveil.core.samplers.coefficients import TimeEnd, ends_straight
 from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule, levels_of
@@ -174,15 +175,31 @@ def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
 
 @level_by_level()
 def euler_time(
-    schedule: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+    schedule: Schedule,
+    *,
+    end: TimeEnd = "x0",
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
 ) -> CoefficientTable:
-    """Euler steps in t: rectified flow's sampler, and EDM's ablation; the arguments are `euler`'s.
+    """Euler steps in t: rectified flow's sampler, and EDM's ablation.
+
+    Args:
+        schedule: Schedule from noise to data.
+        end: "x0": the step onto clean data takes the estimate of x0. "velocity": it follows the velocity, as EDM's
+            ablation does, which leaves noise if the path is curved in t; on a straight path both are the same.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
     (arXiv:2209.03003).
     """
     raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(schedule)
-    return CoefficientTable(in_order(raised, _along(levels, here, schedule.steps[1])))
+    keep, gain = _along(here, schedule.steps[1], end)
+    return CoefficientTable(in_order(raised, rows_of(levels, keep, (gain,))))
 
 
 @level_by_level()
@@ -190,12 +207,22 @@ def heun_time(
     schedule: Schedule,
     *,
     node: float = 1.0,
+    end: TimeEnd = "x0",
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
 ) -> CoefficientTable:
-    """Second-order steps in t, the last one onto the data of first order; the arguments are `heun`'s.
+    """Second-order steps in t, the last one onto the data of first order.
+
+    Args:
+        schedule: Schedule from noise to data.
+        node: Position of the second call in the step, see `heun`.
+        end: Rule of the step onto clean data, see `euler_time`.
+        s_churn: Amount of noise, see `euler`.
+        s_tmin: Minimum for churn, see `euler`.
+        s_tmax: Maximum for churn, see `euler`.
+        s_noise: Deviation of the noise, see `euler`.
 
     Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
     """
@@ -215,19 +242,21 @@ def heun_time(
     then_x, then_x0 = _velocity(between)
     whole, part = width * second, width * (1 - second)
     first = rows_of(levels, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True)
-    gains = whole * then_x0, part * on_x0
-    last = rows_of(inner, whole * then_x, gains, saved_gain=1 + part * on_x)
-    single = _along(levels, here, there)
+    keep, gain = _along(here, there, end)
+    gains = whole * then_x0, where(second == 0, gain, part * on_x0)
+    last = rows_of(inner, whole * then_x, gains, saved_gain=where(second == 0, keep, 1 + part * on_x))
+    single = rows_of(levels, keep, (gain,))
     steps = [[one] if alone else [*two] for alone, one, *two in zip(straight, single, first, last, strict=True)]
     return CoefficientTable(in_order(raised, steps))
 
 
-def _along(levels: Sequence[NoiseLevel], here: NoiseLevel, there: NoiseLevel) -> list[StepRow]:
-    """Euler steps; the straight ones from the end of a process that stops before clean data, as time does too."""
+def _along(here: NoiseLevel, there: NoiseLevel, end: TimeEnd) -> tuple[Tensor, Tensor]:
+    """Euler steps, and straight ones at the end: their factors of x and x0."""
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
     keep, gain = first_order_step(here, there)
-    return rows_of(levels, where(width == 0, keep, 1 + width * on_x), (where(width == 0, gain, width * on_x0),))
+    straight = ends_straight(here, there, end)
+    return where(straight, keep, 1 + width * on_x), where(straight, gain, width * on_x0)
 
 
 def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -42,6 +42,14 @@ class ImageDataSection(PartSection):
         """Return the config of the data, with the preprocessor of its control images if there is one."""
         config = super().build(derived)
         return config if self.control_image is None else ControlImageConfig(config, self.control_image.build())
+
+
+def frame_rate_of(section: PartSection) -> float | None:
+    """Frames per second of the videos of a data section; None if it does not state one rate for all of them."""
+    rates: float | Sequence[float] | None = getattr(section, "fps", None)
+    each = set(rates) if isinstance(rates, Sequence) else {rates}
+    only = each.pop() if len(each) == 1 else None
+    return None if only is None else float(only)
 
 
 if TYPE_CHECKING:

@@ -470,6 +470,8 @@ class ModelConfig(Section):
         shape: Shape of one sample, (C, H, W) or (rows, columns); with an autoencoder, that of the pixels.
         prediction: Name of a prediction target, or a preconditioning such as {kind: edm, sigma_data: 0.5}.
         sample: Default sampling settings.
+        fps: Frames per second of the videos of training, at which videos are generated; None: unknown, or an image
+            model. A recipe takes it from its data.
     """
 
     former: ClassVar[str] = "recipe"
@@ -482,6 +484,7 @@ class ModelConfig(Section):
     condition: tuple[ConditionSection, ...] = ()
     autoencoder: AutoencoderChoice = IdentitySection()
     sample: SampleConfig = SampleConfig()
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelConfig:

@@ -20,7 +20,7 @@ from unveil.model.config.autoencoder import (
     check_loss,
 )
 from unveil.model.config.captioner import CaptionerFields
-from unveil.model.config.data import Data
+from unveil.model.config.data import Data, frame_rate_of
 from unveil.model.config.model import ModelConfig, ProcessSection
 from unveil.model.config.objective import Objective, SimpleObjective
 from unveil.model.config.sections import (
@@ -156,8 +156,11 @@ class Recipe(ModelConfig, RecipeHeader):
 
     @property
     def model(self) -> ModelConfig:
-        """The part that is saved with the model."""
-        return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+        """The part that is saved with the model, with the frame rate of the data."""
+        fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
+        if self.fps is None and len(self.shape) == 4:
+            fields["fps"] = frame_rate_of(self.data)
+        return ModelConfig.model_construct(**fields)
 
 
 class ClassifierRecipe(RecipeHeader):

@@ -313,7 +313,8 @@ async def create_video(context: Context) -> Any:
     reference = files.pop("input_reference", None)
     is_video = reference is not None and reference.kind == "video"
     task = body.task or ("video-extend" if is_video else "video-generate")
-    values = {**body.values(task), **{name: upload.name for name, upload in files.items()}}
+    models = await run_in_threadpool(context.models)
+    values = {**body.values(task, models), **{name: upload.name for name, upload in files.items()}}
     if reference is not None and is_video:
         values["video"] = reference.name
     elif reference is not None:
@@ -353,7 +354,8 @@ async def _from_video(context: RequestContext, task: schema.VideoTaskName) -> An
     video = files.pop("video") if "video" in files else await _video_of_job(context, before)
     body = await run_in_threadpool(validate_fields, schema.VideosBody, {**fields, "task": task})
     uploads = {name: upload.name for name, upload in files.items()}
-    return await _submit_video(context, task, {**body.values(task), **uploads, "video": video.name})
+    models = await run_in_threadpool(context.models)
+    return await _submit_video(context, task, {**body.values(task, models), **uploads, "video": video.name})
 
 
 async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:

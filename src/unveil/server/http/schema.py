@@ -120,13 +120,25 @@ class VideosBody(OpenAIBody):
         float | None, Field(gt=0, le=3600, description="Length in seconds, where the number of frames is left out.")
     ] = None
 
-    def values(self, task: str) -> dict[str, Any]:
-        """The values of a task; `seconds` are its frames."""
+    def values(self, task: str, models: Mapping[str, ModelInfo] | None = None) -> dict[str, Any]:
+        """The values of a task; `seconds` are its frames, at its frame rate or at that of the model.
+
+        Args:
+            task: Name of the task.
+            models: Metadata of the models, by name.
+        """
         values = super().values(task)
         if self.seconds is not None and "frames" not in values:
-            rate = values.get("fps", RATE)
-            values["frames"] = max(1, round(self.seconds * (rate if isinstance(rate, int | float) else RATE)))
+            rate = values.get("fps")
+            if not isinstance(rate, int | float):
+                rate = _model_rate(models or {}, values.get("model", PLAYGROUND))
+            values["frames"] = max(1, round(self.seconds * rate))
         return values
+
+
+def _model_rate(models: Mapping[str, ModelInfo], name: Any) -> float:
+    """Frames per second of the videos of a model."""
+    return (models[name].fps if isinstance(name, str) and name in models else None) or RATE
 
 
 def _sides(size: str | None) -> Mapping[str, int]:
@@ -278,6 +290,9 @@ class UploadResponse(BaseModel):
     width: int
     height: int
     frames: int
+    seconds: Annotated[
+        float | None, Field(description="Time of the last frame of a video after the first, in seconds.")
+    ] = None
 
 
 class DeletedResponse(BaseModel):
@@ -377,7 +392,7 @@ def video_response(job: Job, models: dict[str, ModelInfo]) -> VideoResponse:
         model=model,
         progress=percent(job),
         prompt=first_value(fields.get("prompt")),
-        seconds=f"{frames / (fields.get('fps') or RATE):g}",
+        seconds=f"{frames / (fields.get('fps') or _model_rate(models, model)):g}",
         size="x".join(map(str, sides)) or "auto",
         status=status,
         error=error,

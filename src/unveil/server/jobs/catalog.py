@@ -47,12 +47,14 @@ class ModelInfo(NamedTuple):
         takes: Keys of the model's conditions, such as "prompt".
         shape: Shape of one sample, channels first.
         sample: Default sampling settings.
+        fps: Frames per second of its videos.
     """
 
     makes: Literal["images", "videos"] | None = None
     takes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
     sample: SampleConfig | None = None
+    fps: float | None = None
 
     @property
     def steps(self) -> int | None:
@@ -238,7 +240,7 @@ def _read_info(file: Path, mtime_ns: int) -> ModelInfo:
     config = validate(ModelConfig, read_yaml(file.read_text("utf-8"), str(file)), str(file))
     takes = tuple(dict.fromkeys(condition.key for condition in config.condition))
     makes: Literal["images", "videos"] = "videos" if len(config.shape) == 4 else "images"
-    return ModelInfo(makes, takes, config.shape, config.sample)
+    return ModelInfo(makes, takes, config.shape, config.sample, config.fps)
 
 
 def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry:

@@ -31,6 +31,7 @@ from unveil.io import staging
 from unveil.io.files import explained, staged, write_atomically
 from unveil.io.images import make_grid, png
 from unveil.io.video.containers import HEAD, container_of
+from unveil.io.video.frame_timing import frame_count, same_rate
 from unveil.io.video.reader import VideoLimits, VideoReader
 from unveil.io.video.writer import FORMS
 from unveil.prompting.media_scan import sample_frames
@@ -156,6 +157,7 @@ MAX_BYTES = 32 << 20  # per file
 MAX_PIXELS = 16_000_000  # per image
 VIDEO_LIMITS = VideoLimits(frames=2_000, seconds=120.0)
 WAIT_S = 60.0  # time to probe a video
+_TICK = 0.01  # s; the coarsest clock of a file, that of GIF
 MAX_IDLE = 2  # processes that probe videos and are kept when they are idle
 _BLOCK = 1 << 18  # bytes of an upload in memory at a time
 RETENTION_S = 24 * 3600.0  # of files that no job refers to
@@ -167,13 +169,20 @@ UploadKind = Literal["image", "video"]
 
 
 class UploadedFile(NamedTuple):
-    """An uploaded file: its name, type and size."""
+    """An uploaded file: its name, type and size; of a video also the time of the last frame after the first."""
 
     name: str
     kind: UploadKind
     width: int
     height: int
     frames: int
+    seconds: float | None = None
+
+    def frames_at(self, rate: float | None) -> int:
+        """Return the number of frames when it is brought to a frame rate; None: its own."""
+        if rate is None or not self.seconds or same_rate((self.frames - 1) / self.seconds, rate, self.frames, _TICK):
+            return self.frames
+        return frame_count(self.seconds, rate)
 
 
 class ReaderPool:
@@ -249,7 +258,7 @@ class UploadStore:
             if isinstance(problem, Error):
                 raise
             raise explained(Path(tempfile.gettempdir()), problem) from problem
-        return self._write(UploadedFile(name, "video", *video.upright, video.frames), file)
+        return self._write(UploadedFile(name, "video", *video.upright, video.frames, video.seconds), file)
 
     def adopt(self, name: str, other: UploadStore) -> None:
         """Take over a file of another store, which keeps it until it is swept there."""
@@ -369,7 +378,7 @@ def write_video_previews(folder: Path) -> None:
     if name is None:
         return
     with suppress(DataError):  # animated PNG and WebP are written, not read
-        pixels, _ = decode_video(folder / name, None)
+        pixels, *_ = decode_video(folder / name, None)
         count = pixels.shape[1]
         shown = min(STRIP_FRAMES, count)
         places = [round(place * (count - 1) / max(shown - 1, 1)) for place in range(shown)]

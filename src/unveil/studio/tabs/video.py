@@ -11,8 +11,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.errors import RecipeError
-from unveil.generation.video_inputs import RATE
-from unveil.server.jobs.catalog import model_info
+from unveil.model.model import FPS
+from unveil.server.jobs.catalog import ModelInfo, model_info
 from unveil.server.jobs.outputs import video_file
 from unveil.studio.tab_base import QUIET, GenerationTab, JobWatcher, TabContext, connect_default, default_strength
 from unveil.studio.timeline import LOOP_FROM_PROMPT, FrameSpan, frame_spans, timeline_html
@@ -32,6 +32,7 @@ _EVERY = (
     VideoGenerate, VideoExtend, VideoInterpolate, VideoJoin, VideoLoop, VideoEdit, VideoStoryboard, VideoUpscale,
 )  # fmt: skip
 TASKS: dict[str, type[Task]] = {task.name: task for task in _EVERY}
+CONTINUED = (VideoExtend.name, VideoInterpolate.name, VideoLoop.name, VideoJoin.name)  # their input videos go on
 # default strength of each task that has one
 STRENGTHS = {name: default_strength(task) for name, task in TASKS.items() if "strength" in task.model_fields}
 
@@ -157,7 +158,7 @@ class VideoTab(GenerationTab):
             with gr.Row():
                 self.add(VideoGenerate, "width")
                 self.add(VideoGenerate, "height")
-                self.add(VideoGenerate, "fps", placeholder=f"{RATE:g}")
+                self.add(VideoGenerate, "fps")
             self.add(VideoGenerate, "format")
             self.add(VideoGenerate, "sampling")
 
@@ -191,7 +192,7 @@ class VideoTab(GenerationTab):
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
         drawing = (self.task, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
-        changes = [part.change for part in (*drawing, self.parts["frames"], self.scenes)]
+        changes = [part.change for part in (*drawing, self.parts["frames"], self.parts["fps"], self.scenes)]
         self.on_latest(changes, self.planned, [*self.fields.values()], [self.timeline])
         self.on(self.again.click, self._reuse, [self.watch.browser_state], [self.clip, self.task])
 
@@ -208,11 +209,13 @@ class VideoTab(GenerationTab):
 
     def _spans(self, form: Mapping[str, Any]) -> list[FrameSpan]:
         model = next((entry for entry in self.client.catalog.models() if entry.name == form["model"]), None)
-        shape = None if model is None else model_info(model).shape
-        default = shape[1] if shape is not None and len(shape) == 4 else 16
-        lengths = [
-            upload.frames for path in (form["clip"], form["other"]) if (upload := self.client.store_upload(path))
-        ]
+        info = ModelInfo() if model is None else model_info(model)
+        default = info.shape[1] if info.shape is not None and len(info.shape) == 4 else 16
+        rate = self._fields["fps"].read(form["fps"])
+        if rate is None and form["task"] in CONTINUED and FPS not in (info.takes or ()):
+            rate = info.fps  # the videos are brought to it
+        uploads = [upload for path in (form["clip"], form["other"]) if (upload := self.client.store_upload(path))]
+        lengths = [upload.frames_at(rate) for upload in uploads]
         frames = self.typed.integer(form["frames"], self.tr.optional("Frames")) or default
         at = self.typed.integer(form["at"], self.tr("Frame of the keyframe image (-1 is the last)")) or 0
         return frame_spans(form["task"], frames, lengths, at if form["still"] else None, form, self._scenes(form))
