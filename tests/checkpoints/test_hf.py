@@ -21,6 +21,7 @@ import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.components import ProcessSettings
+from unveil.checkpoints.hf.pipelines import FAMILIES, PIPELINES
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
 from unveil.core.rng import START, SampleRNG
 from unveil.errors import RecipeError, ShapeError, WeightsError
@@ -267,6 +268,21 @@ def test_saving_says_that_the_folder_is_the_model(folders, tmp_path):
     with pytest.raises(RecipeError, match=f"the folder {path} itself is the model"):
         unveil.load(path).save(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLInpaintPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"])
+def test_classes_for_images_open_as_their_family(folders, copied, kind):
+    path = copied("sdxl")
+    changed(path / "model_index.json", _class_name=kind)
+    found, want = unveil.load(path).state_dict(), unveil.load(folders("sdxl")[1]).state_dict()
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+
+
+def test_a_class_of_pipeline_belongs_to_one_family():
+    kinds = [kind for family in FAMILIES for kind in family.pipelines]
+    assert len(set(kinds)) == len(kinds) == len(PIPELINES)
+    assert all(hasattr(diffusers, kind) for kind in kinds)
 
 
 def no_code(path: Path) -> str:

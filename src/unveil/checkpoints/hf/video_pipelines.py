@@ -23,6 +23,7 @@ from unveil.checkpoints.hf.components import (
     scheduler_of,
     weights_of,
 )
+from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanTwoExperts
 from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
@@ -113,33 +114,42 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler, codec, shape, (prompt, *guidance), sample, HUNYUAN_FPS)
 
 
-# Pipeline -> what reads its folder; those that start from an image or a video have the same parts
-PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    "WanPipeline": wan,
-    "WanVideoToVideoPipeline": wan,
-    "LTXPipeline": ltx,
-    "LTXImageToVideoPipeline": ltx,
-    "CogVideoXPipeline": cogvideox,
-    "CogVideoXVideoToVideoPipeline": cogvideox,
-    "HunyuanVideoPipeline": hunyuan,
-}
+FAMILIES = (
+    PipelineFamily(
+        name="Wan",
+        pipelines=("WanPipeline", "WanVideoToVideoPipeline"),
+        load=wan,
+        tasks=("sample",),
+        networks=("transformer", "transformer_2"),
+        video=True,
+    ),
+    PipelineFamily(
+        name="LTX-Video",
+        pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+        load=ltx,
+        tasks=("sample",),
+        video=True,
+    ),
+    PipelineFamily(
+        name="CogVideoX",
+        pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
+        load=cogvideox,
+        tasks=("sample",),
+        video=True,
+    ),
+    PipelineFamily(
+        name="HunyuanVideo", pipelines=("HunyuanVideoPipeline",), load=hunyuan, tasks=("sample",), video=True
+    ),
+)
 
 
-NAMES: dict[Callable[[PipelineFolder, torch.dtype], Model], str] = {
-    wan: "Wan",
-    ltx: "LTX-Video",
-    cogvideox: "CogVideoX",
-    hunyuan: "HunyuanVideo",
-}
-
-
-def describe(folder: PipelineFolder) -> str:
-    """Describe the model of a folder, its noise levels and its prompts, for a person."""
+def describe(folder: PipelineFolder, family: PipelineFamily) -> str:
+    """Describe the model of a folder of videos, its noise levels and its prompts, for a person."""
     two = folder.has("transformer_2")
-    each = PIPELINES[folder.kind] in (wan, ltx) and not two
+    each = family.load in (wan, ltx) and not two
     return ", ".join(
         [
-            f"clips by {NAMES[PIPELINES[folder.kind]]}",
+            f"clips by {family.name}",
             *(["one network for much noise and one for little"] if two else []),
             f"a level for each {'token' if each else 'clip'}",
             *([f"prompts from {PROMPTS}"] if (folder.path / PROMPTS).is_file() else []),
