@@ -1,4 +1,4 @@
-"""Diffusers' folders of PixArt-Sigma, Chroma, Sana and Z-Image: the images of their pipelines, on our samplers."""
+"""Diffusers' folders of images with T5 or a language model: the images of their pipelines, on our samplers."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ def test_images_are_those_of_the_pipeline(folders: Any, name: str):
     model = unveil.load(path)
     shape = model.autoencoder.latent_shape((3, *SIZE))
     x = SampleRNG(SEED, range(2)).normal(shape, START)
-    if isinstance(pipeline, diffusers.ChromaPipeline):
+    if isinstance(pipeline, diffusers.ChromaPipeline | diffusers.QwenImagePipeline):
         x = pipeline._pack_latents(x, 2, *shape)
     how = {"height": SIZE[0], "width": SIZE[1], "num_inference_steps": STEPS, **tiny_images.OPTIONS.get(name, {})}
-    want = pipeline(prompt=list(PROMPTS), latents=x, output_type="pt", guidance_scale=SCALE, **how).images.float()
+    how[tiny_images.SCALE_NAMES.get(name, "guidance_scale")] = SCALE
+    want = pipeline(prompt=list(PROMPTS), latents=x, output_type="pt", **how).images.float()
     more = tiny_images.MORE_GUIDANCE.get(name, 0.0)
     given = {"cond": {"prompt": PROMPTS}, "count": 2, "seed": SEED, "steps": STEPS, "size": SIZE}
     got = (model.generate(**given, guidance_scale=SCALE + more) / 2 + 0.5).clamp(0, 1)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import unveil
 from tests.checkpoints.hub.conftest import TOKEN, files_of
 from tests.checkpoints.hub.server import Hub, Repo
 from unveil.checkpoints.hub import client, get, table
-from unveil.errors import AlreadyExists, OutOfResources, RecipeError, WeightsError
+from unveil.errors import AlreadyExists, OutOfResources, RecipeError, UnsupportedFormat, WeightsError
 from unveil.io.console import Console
 from unveil.io.files import tensor_bytes
 from unveil.model import model_folder

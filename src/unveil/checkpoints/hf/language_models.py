@@ -1,6 +1,7 @@
 """Prompts for networks that read the last layers of a language model, through transformers' own classes.
 
-Facts: how diffusers' `ZImagePipeline` and `SanaPipeline` encode prompts.
+Facts: how diffusers' `ZImagePipeline`, `SanaPipeline`, `QwenImagePipeline`, `Lumina2Pipeline` and
+`Flux2KleinPipeline` encode prompts.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
 # Classes of transformers that are run; all others are refused
-ENCODERS = ("Gemma2Model", "Gemma2ForCausalLM", "Qwen3Model", "Qwen3ForCausalLM")
-# (tokenizer, encoder, texts, whether they are for "none") -> tokens (B, L, D) and mask (B, L)
-ReadPrompts = Callable[[Any, Any, list[str], bool], tuple[Tensor, Tensor]]
+ENCODERS = (
+    "Gemma2Model",
+    "Gemma2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3Model",
+    "Qwen3ForCausalLM",
+)
+# (tokenizer, encoder, texts, whether they are for "none") -> tokens (B, L, D) and mask (B, L); None: all are seen
+ReadPrompts = Callable[[Any, Any, list[str], bool], tuple[Tensor, Tensor | None]]
 
 
 class LanguageModelPrompts(nn.Module):
@@ -41,7 +48,7 @@ class LanguageModelPrompts(nn.Module):
         self.tokenizer, self.encoder, self.read, self.key = tokenizer, encoder.requires_grad_(False), read, key
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """Condition of B prompts: tokens (B, L, D) and a mask (B, L).
+        """Condition of B prompts: tokens (B, L, D), with a mask (B, L) where not all are seen.
 
         Raises:
             RecipeError: The value is not a list of texts.
@@ -57,7 +64,7 @@ class LanguageModelPrompts(nn.Module):
         once = list(dict.fromkeys(texts))
         tokens, mask = self.read(self.tokenizer, self.encoder, once, none)
         places = torch.tensor([once.index(text) for text in texts], device=tokens.device)
-        return Condition(tokens=tokens.float()[places], mask=mask.bool()[places])
+        return Condition(tokens=tokens.float()[places], mask=None if mask is None else mask.bool()[places])
 
 
 def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype) -> LanguageModelPrompts:
@@ -85,17 +92,53 @@ def z_image_prompts(
 ) -> tuple[Tensor, Tensor]:
     """The layer before the last of Qwen 3, after its own chat template."""
     del none
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        for text in texts
-    ]
-    rows = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    rows = rows.to(encoder.device)
+    rows = _padded(tokenizer, encoder, [_chat(tokenizer, text, thinking=True) for text in texts], length)
     mask = rows.attention_mask.bool()
-    states = encoder(input_ids=rows.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-    return states, mask
+    return encoder(input_ids=rows.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2], mask
+
+
+def flux2_prompts(layers: Sequence[int], length: int = 512) -> ReadPrompts:
+    """Some layers of Qwen 3, one after the other, after its own chat template; tokens after a prompt are seen."""
+
+    def read(tokenizer: Any, encoder: Any, texts: list[str], none: bool) -> tuple[Tensor, None]:
+        del none
+        rows = _padded(tokenizer, encoder, [_chat(tokenizer, text, thinking=False) for text in texts], length)
+        states = encoder(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        return torch.cat([states[layer] for layer in layers], dim=2), None
+
+    return read
+
+
+def lumina2_prompts(instruction: str, length: int = 256) -> ReadPrompts:
+    """The layer before the last of Gemma 2, after an instruction."""
+
+    def read(tokenizer: Any, encoder: Any, texts: list[str], none: bool) -> tuple[Tensor, Tensor]:
+        tokenizer.padding_side = "right"
+        prompts = texts if none else [f"{instruction} <Prompt Start> {text}" for text in texts]
+        rows = _padded(tokenizer, encoder, prompts, length)
+        states = encoder(rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True).hidden_states
+        return states[-2], rows.attention_mask
+
+    return read
+
+
+def qwen_prompts(template: str, first: int, length: int = 512) -> ReadPrompts:
+    """The last layer of Qwen 2.5 VL at a template with the prompt, without the template's first tokens."""
+
+    def read(tokenizer: Any, encoder: Any, texts: list[str], none: bool) -> tuple[Tensor, Tensor]:
+        del none
+        tokenizer.padding_side = "right"
+        prompts = [template.format(text) for text in texts]
+        rows = tokenizer(prompts, max_length=length + first, padding=True, truncation=True, return_tensors="pt")
+        rows = rows.to(encoder.device)
+        states = encoder(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True
+        ).hidden_states[-1]
+        return states[:, first:], rows.attention_mask[:, first:]
+
+    return read
 
 
 def sana_prompts(instruction: str, length: int = 300) -> ReadPrompts:
@@ -106,10 +149,20 @@ def sana_prompts(instruction: str, length: int = 300) -> ReadPrompts:
         before = "" if none else instruction
         size = length if not before else len(tokenizer.encode(before)) + length - 2
         prompts = [before + text.lower().strip() for text in texts]
-        rows = tokenizer(prompts, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
-        rows = rows.to(encoder.device)
+        rows = _padded(tokenizer, encoder, prompts, size)
         states = encoder(rows.input_ids, attention_mask=rows.attention_mask)[0]
         places = [0, *range(1 - length, 0)]
         return states[:, places], rows.attention_mask[:, places]
 
     return read
+
+
+def _chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+
+
+def _padded(tokenizer: Any, encoder: Any, texts: list[str], length: int) -> Any:
+    """Rows of tokens, all of one length, where the encoder is."""
+    rows = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return rows.to(encoder.device)
