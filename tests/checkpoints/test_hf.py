@@ -19,6 +19,7 @@ import diffusers
 
 import unveil
 from tests.checkpoints import tiny_hf
+from tests.checkpoints.pipeline_tasks import check_edits, runs
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.hf.pipelines import FAMILIES, PIPELINES
@@ -92,6 +93,7 @@ def changed(path: Path, **settings: Any) -> None:
 # -- the same images --------------------------------------------------------------------------------------------
 
 
+@runs("sample", of=["StableDiffusionXLPipeline"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_sdxl_generates_the_images_of_its_pipeline(folders, copied, scheduler):
     pipeline, path = folders("sdxl")
@@ -126,6 +128,7 @@ def test_sdxl_is_conditioned_on_sizes_and_a_negative_prompt(folders):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), empty) < 50
 
 
+@runs("sample", of=["StableDiffusion3Pipeline"])
 def test_stable_diffusion_3_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("sd3")
     model = unveil.load(path)
@@ -145,6 +148,7 @@ def test_stable_diffusion_3_without_t5(tmp_path):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), want) > 60
 
 
+@runs("sample", of=["FluxPipeline"])
 def test_flux_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("flux")
     model = unveil.load(path)
@@ -168,6 +172,12 @@ def test_flux_of_few_steps_gets_no_guidance(tmp_path):
 
 
 # -- sizes, tasks, types ------------------------------------------------------------------------------------------
+
+
+@runs("img2img", "inpaint", of=["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_images_are_edited(folders, name):
+    check_edits(unveil.load(folders(name)[1]), PROMPTS[:1], SIZE)
 
 
 def test_the_shift_of_flux_follows_the_size(folders):

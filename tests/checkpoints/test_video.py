@@ -19,6 +19,7 @@ import diffusers
 
 import unveil
 from tests.checkpoints import tiny_hf, tiny_video
+from tests.checkpoints.pipeline_tasks import runs
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.hf.video_pipelines import PROMPTS as WRITTEN
@@ -73,6 +74,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(-10 * torch.log10((a.double() - b.double()).square().mean()))
 
 
+@runs("sample", of=["WanPipeline", "LTXPipeline", "CogVideoXPipeline"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_clips_are_those_of_the_pipeline(clip_folders, name):
     pipeline, path = clip_folders(name)
@@ -86,6 +88,7 @@ def test_clips_are_those_of_the_pipeline(clip_folders, name):
     assert psnr(got, want.roll(1, 0)) < 40  # the prompts matter
 
 
+@runs("sample", of=["HunyuanVideoPipeline"])
 def test_hunyuan_makes_the_clips_of_its_pipeline_of_prompts_that_were_written_down(tmp_path):
     pipeline = tiny_video.hunyuan()
     path = tiny_hf.saved(pipeline, tmp_path / "hunyuan")

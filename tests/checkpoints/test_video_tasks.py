@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_video
+from tests.checkpoints.pipeline_tasks import runs
 from unveil.core.rng import SampleRNG
 from unveil.errors import ShapeError
 from unveil.generation import video
@@ -88,6 +89,7 @@ def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_
         assert taken >= 4
 
 
+@runs("img2img", "inpaint", of=["WanPipeline", "LTXPipeline", "CogVideoXPipeline"])
 @pytest.mark.parametrize("name", TASKS)
 def test_a_video_is_edited_with_the_strength_of_the_request(clip_folders, name):
     model, request, clip = small(clip_folders, name)

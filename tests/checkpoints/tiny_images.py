@@ -248,6 +248,15 @@ def flux2_klein() -> Any:
 
 MAKERS = {"pixart": pixart, "chroma": chroma, "sana": sana, "z-image": z_image}
 MAKERS |= {"qwen-image": qwen_image, "lumina2": lumina2, "flux2-klein": flux2_klein}
+KINDS = {  # classes of the pipelines
+    "pixart": "PixArtSigmaPipeline",
+    "chroma": "ChromaPipeline",
+    "sana": "SanaPipeline",
+    "z-image": "ZImagePipeline",
+    "qwen-image": "QwenImagePipeline",
+    "lumina2": "Lumina2Pipeline",
+    "flux2-klein": "Flux2KleinPipeline",
+}
 # further options of a pipeline, and what is added to its guidance scale to make ours
 OPTIONS: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False},

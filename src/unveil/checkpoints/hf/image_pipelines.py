@@ -20,7 +20,7 @@ from unveil.checkpoints.hf.components import (
     scheduler_of,
 )
 from unveil.checkpoints.hf.dit_adapters import DIT_NETWORKS, Chroma, Flux2, Lumina2, PixArt, QwenImage, Sana, ZImage
-from unveil.checkpoints.hf.family import PipelineFamily
+from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
 from unveil.checkpoints.hf.image_vaes import DeepCompression, Flux2Codec, QwenCodec
 from unveil.checkpoints.hf.language_models import (
     flux2_prompts,
@@ -148,14 +148,14 @@ def _lowered(text: str) -> str:
 
 
 FAMILIES = (
-    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=("sample",)),
+    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=IMAGE_TASKS),
     PipelineFamily(
         name="Chroma",
         pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
         load=chroma,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
     ),
-    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=("sample",)),
+    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=IMAGE_TASKS),
     PipelineFamily(
         name="Z-Image",
         pipelines=(
@@ -166,7 +166,7 @@ FAMILIES = (
             "ZImageControlNetInpaintPipeline",
         ),
         load=z_image,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
     ),
     PipelineFamily(
         name="Qwen-Image",
@@ -178,13 +178,13 @@ FAMILIES = (
             "QwenImageControlNetInpaintPipeline",
         ),
         load=qwen_image,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
     ),
-    PipelineFamily(name="Lumina 2", pipelines=("Lumina2Pipeline",), load=lumina2, tasks=("sample",)),
+    PipelineFamily(name="Lumina 2", pipelines=("Lumina2Pipeline",), load=lumina2, tasks=IMAGE_TASKS),
     PipelineFamily(
         name="FLUX.2 klein",
         pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
         load=flux2_klein,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
     ),
 )
