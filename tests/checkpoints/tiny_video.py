@@ -56,13 +56,12 @@ def wan_transformer(seed: int = 4, **more: Any) -> Any:
     made = diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
         out_channels=4,
         text_dim=T5_WIDTH,
         freq_dim=16,
         ffn_dim=48,
         num_layers=2,
-        **more,
+        **{"in_channels": 4, **more},
     )
     return drawn(made, seed)
 
@@ -77,6 +76,37 @@ def wan(scheduler: Any = None, *, second: bool = False, **more: Any) -> Any:
         transformer_2=wan_transformer(6) if second else None,
         scheduler=scheduler or diffusers.UniPCMultistepScheduler(**SOLVER),
         **more,
+    )
+
+
+def wan_continuing(*, second: bool = False) -> Any:
+    """Wan 2.1's image to video, whose network attends to the image too; or Wan 2.2's pair of networks."""
+    words = t5_tokenizer()
+    if second:
+        networks = [wan_transformer(seed, in_channels=12) for seed in (4, 6)]
+        shown: dict[str, Any] = {"transformer_2": networks[1], "boundary_ratio": 0.8}
+    else:
+        networks = [wan_transformer(4, in_channels=12, image_dim=16, added_kv_proj_dim=32)]
+        config = transformers.CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        )
+        size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+        shown = {
+            "image_encoder": drawn(transformers.CLIPVisionModel(config), 7),
+            "image_processor": transformers.CLIPImageProcessor(**size),
+        }
+    return diffusers.WanImageToVideoPipeline(
+        tokenizer=words,
+        text_encoder=umt5(words, 5),
+        vae=wan_vae(),
+        transformer=networks[0],
+        scheduler=diffusers.UniPCMultistepScheduler(**SOLVER),
+        **shown,
     )
 
 
@@ -186,6 +216,7 @@ MAKERS = {
     "cogvideox-rotary": lambda: cogvideox(use_rotary_positional_embeddings=True),
     "cogvideox-1.5": lambda: cogvideox(use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
 }
+CONTINUING = {"wan-2.1": wan_continuing, "wan-2.2": lambda: wan_continuing(second=True)}
 SIZES = {
     "ltx": (9, 32, 64),
     "cogvideox": (9, 32, 48),

@@ -117,7 +117,7 @@ class Flux(nn.Module):
         return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
 
 
-# Classes that make clips, whose adapters are in `video_networks`
+# Classes that make clips, whose adapters are in `video_adapters`; the first one may be shown an image besides
 CLIPS = (
     "WanTransformer3DModel",
     "LTXVideoTransformer3DModel",
@@ -138,13 +138,6 @@ ONLY: dict[str, dict[str, tuple[Any, str]]] = {
         "addition_embed_type": ("text_time", "SDXL's U-Net has 'text_time'"),
         "class_embed_type": (None, "SDXL's U-Net has None"),
         "time_cond_proj_dim": (None, "networks that are conditioned on the guidance scale are not supported"),
-    },
-    "WanTransformer3DModel": {
-        "image_dim": (
-            None,
-            "networks that are conditioned on an image by another encoder are not supported; take a T2V one",
-        ),
-        "added_kv_proj_dim": (None, "networks that attend to an image are not supported; take a T2V or TI2V one"),
     },
     "CogVideoXTransformer3DModel": {
         "ofs_embed_dim": (None, "networks that continue an image's latents are not supported; take the text one"),
@@ -168,7 +161,7 @@ def check_settings(kind: str, settings: Mapping[str, Any], where: str) -> None:
         if settings.get(name) != allowed:
             raise RecipeError(f"{where}: {name} = {settings.get(name)!r}: {why}")
     inside, outside = settings.get("in_channels"), settings.get("out_channels")
-    if kind in CLIPS and outside is not None and inside != outside:
+    if kind in CLIPS[1:] and outside is not None and inside != outside:
         raise RecipeError(
             f"{where}: in_channels = {inside}, out_channels = {outside}: networks that are shown more than the clip "
             "they make are not supported; take one of text to video"

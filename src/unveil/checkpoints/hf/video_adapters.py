@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
 from unveil.checkpoints.hf.wan_cache import CachedWan
-from unveil.errors import ShapeError
+from unveil.errors import RecipeError, ShapeError
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
@@ -25,13 +25,14 @@ FRAME_RATE = 25.0  # default of LTX-Video
 class Wan(nn.Module):
     """Wan's transformer: text by cross-attention, and a level for each token where levels differ.
 
+    A network that continues an image is shown the latents of its frame besides x, and has one level for a clip. Where
+    it attends to the image too, the tokens of its frame are the condition's vector.
+
     Args:
-        net: A `WanTransformer3DModel` of text to video.
+        net: A `WanTransformer3DModel`.
 
-    Source: Wan team 2025, section 4.2 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
+    Source: Wan team 2025, sections 4.2 and 5.1 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
     """
-
-    takes_token_levels = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,6 +40,9 @@ class Wan(nn.Module):
         settings: Any = net.config
         self.patch: tuple[int, int, int] = tuple(settings.patch_size)
         self.multiple = self.patch[-1]
+        self.shown, self.image_dim = int(settings.in_channels) - int(settings.out_channels), settings.image_dim
+        self.attends_to_image = self.image_dim is not None
+        self.takes_token_levels = self.shown == 0
         self._run: CachedWan | None = None
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -52,13 +56,20 @@ class Wan(nn.Module):
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.multiple)
-        levels = of_tokens(t, x, self.patch)
-        if self._run is not None:
+        levels, image = of_tokens(t, x, self.patch), None
+        if self.shown:
+            if condition is None or condition.concat is None:
+                raise RecipeError("this network continues an image: give it as the first frame")
+            x = torch.cat([x, condition.concat.to(x)], dim=1)
+            if self.image_dim is not None and condition.vector is not None:
+                image = condition.vector.unflatten(1, (-1, int(self.image_dim)))
+        if self._run is not None and image is None:
             return self._run(x, levels, tokens)
         return self.net(
             hidden_states=x,
             timestep=levels if levels.ndim == 1 else levels.flatten(1),
             encoder_hidden_states=tokens,
+            encoder_hidden_states_image=image,
             return_dict=False,
         )[0]
 
@@ -92,6 +103,7 @@ class WanTwoExperts(nn.Module):
     def __init__(self, noisy: Wan, clean: Wan, boundary: float) -> None:
         super().__init__()
         self.noisy, self.clean, self.boundary = noisy, clean, boundary
+        self.shown, self.attends_to_image = noisy.shown, noisy.attends_to_image
         self.patch, self.multiple = noisy.patch, noisy.multiple
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from unveil.checkpoints.hf.components import (
     weights_of,
 )
 from unveil.checkpoints.hf.family import PipelineFamily
+from unveil.checkpoints.hf.first_frame import FirstFrame, image_reader
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanTwoExperts
 from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
@@ -37,6 +38,7 @@ from unveil.model.model import FPS
 from unveil.types import Condition
 
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
+CONTINUES = "WanImageToVideoPipeline"
 ROUTES = ("tokens", "mask", "vector")
 WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
 GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
@@ -47,22 +49,28 @@ WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1
 
 
 def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `WanPipeline`, with one transformer or with two that share the levels."""
-    network: nn.Module = network_of(folder, "transformer", Wan, dtype)
+    """The model of a `WanPipeline`, with one transformer or with two that share the levels.
+
+    That of a `WanImageToVideoPipeline` takes the first frame as "image", unless its network has levels of tokens.
+    """
+    network: Any = network_of(folder, "transformer", Wan, dtype)
     if folder.has("transformer_2"):
         boundary, other = folder.index.get("boundary_ratio"), network_of(folder, "transformer_2", Wan, dtype)
         if boundary is None:
             raise WeightsError(
                 f"{folder.path}: two transformers and no boundary_ratio in model_index.json; copy it again"
             )
-        assert isinstance(network, Wan)
         assert isinstance(other, Wan)
         network = WanTwoExperts(network, other, 1000 * float(boundary))
     prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=clean_prompt)
     codec = _codec(folder, "AutoencoderKLWan", network)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
     fps = WAN_5B_FPS if folder.index.get("expand_timesteps") else WAN_FPS  # text and image to video, 5B
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample, fps)
+    shape = (3, *WAN_SIZE)
+    first: tuple[nn.Module, ...] = ()
+    if network.shown:
+        first = (FirstFrame(codec, shape, image_reader(folder, dtype) if network.attends_to_image else None),)
+    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt, *first), sample, fps)
 
 
 def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -117,7 +125,7 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 FAMILIES = (
     PipelineFamily(
         name="Wan",
-        pipelines=("WanPipeline", "WanVideoToVideoPipeline"),
+        pipelines=("WanPipeline", "WanVideoToVideoPipeline", CONTINUES),
         load=wan,
         tasks=("sample", "img2img", "inpaint"),
         networks=("transformer", "transformer_2"),
@@ -228,9 +236,11 @@ def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     codec = video_vae(vae)
     net: Any = (network.noisy if isinstance(network, WanTwoExperts) else network).net
     inside = net.config.in_channels
-    if inside != codec.channels:
+    continues = folder.kind == CONTINUES and getattr(network, "shown", 0)
+    wanted = 2 * codec.channels + codec.rates[0] if continues else codec.channels
+    if inside != wanted:
         raise WeightsError(
-            f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
-            "they are of different models, or the transformer is conditioned on an image too, which is not supported"
+            f"{folder.path}: the transformer takes {inside} channels, and {wanted} go with the autoencoder; they are "
+            "of different models, or the transformer is conditioned on more, which is not supported"
         )
     return codec
