@@ -1,16 +1,18 @@
 """Prompts for networks that read the last layers of a language model, through transformers' own classes.
 
-Facts: how diffusers' `ZImagePipeline`, `SanaPipeline`, `QwenImagePipeline`, `Lumina2Pipeline` and
-`Flux2KleinPipeline` encode prompts.
+Facts: how diffusers' `ZImagePipeline`, `SanaPipeline`, `QwenImagePipeline`, `Lumina2Pipeline`,
+`Flux2KleinPipeline` and `HunyuanVideo15Pipeline` encode prompts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf_files import read_json
@@ -24,9 +26,11 @@ ENCODERS = (
     "Gemma2Model",
     "Gemma2ForCausalLM",
     "Qwen2_5_VLForConditionalGeneration",
+    "Qwen2_5_VLTextModel",
     "Qwen3Model",
     "Qwen3ForCausalLM",
 )
+GLYPHS = 256  # tokens of HunyuanVideo 1.5's letters
 # (tokenizer, encoder, texts, whether they are for "none") -> tokens (B, L, D) and mask (B, L); None: all are seen
 ReadPrompts = Callable[[Any, Any, list[str], bool], tuple[Tensor, Tensor | None]]
 
@@ -75,16 +79,33 @@ def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dt
         WeightsError: A component that is missing or damaged.
         RecipeError: Transformers is not installed.
     """
-    place = folder.place("text_encoder")
-    kind = (read_json(place / "config.json").get("architectures") or [folder.index["text_encoder"][1]])[0]
-    if kind not in ENCODERS:
-        raise UnsupportedFormat(f"{place}: a {kind}; of a {folder.kind} it must be one of {', '.join(ENCODERS)}")
-    folder.tensors("text_encoder")  # answers what is missing or a pickle
+    return LanguageModelPrompts(*_open(folder, "", ENCODERS, dtype), read)
+
+
+def two_models_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype) -> LanguageModelPrompts:
+    """The prompts of a folder whose second text encoder, a T5, reads letters; errors are those of `language_model_of`.
+
+    Args:
+        read: Function of both tokenizers and both encoders.
+    """
+    pairs = [_open(folder, "", ENCODERS, dtype), _open(folder, "_2", ("T5EncoderModel",), dtype)]
+    tokenizers, encoders = zip(*pairs, strict=True)
+    return LanguageModelPrompts(tokenizers, nn.ModuleList(encoders), read)
+
+
+def _open(folder: PipelineFolder, end: str, kinds: Sequence[str], dtype: torch.dtype) -> tuple[Any, Any]:
+    """A tokenizer and a text encoder of transformers, whose names in the folder end so."""
+    name = f"text_encoder{end}"
+    place = folder.place(name)
+    kind = (read_json(place / "config.json").get("architectures") or [folder.index[name][1]])[0]
+    if kind not in kinds:
+        raise UnsupportedFormat(f"{place}: a {kind}; of a {folder.kind} it must be one of {', '.join(kinds)}")
+    folder.tensors(name)  # answers what is missing or a pickle
     library: Any = import_extra("transformers", f"a {folder.kind}")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = library.AutoTokenizer.from_pretrained(folder.place("tokenizer"), **local)
+    tokenizer = library.AutoTokenizer.from_pretrained(folder.place(f"tokenizer{end}"), **local)
     encoder = getattr(library, kind).from_pretrained(place, dtype=dtype, use_safetensors=True, **local)
-    return LanguageModelPrompts(tokenizer, encoder.eval(), read)
+    return tokenizer, encoder.eval()
 
 
 def z_image_prompts(
@@ -139,6 +160,53 @@ def qwen_prompts(template: str, first: int, length: int = 512) -> ReadPrompts:
         return states[:, first:], rows.attention_mask[:, first:]
 
     return read
+
+
+def hunyuan_prompts(instruction: str, first: int, length: int = 1000, letters: int = GLYPHS) -> ReadPrompts:
+    """Letters in quotes by T5, then the third layer from the end of Qwen 2.5 VL after an instruction.
+
+    Tokens are as wide as the wider of the two; the first `letters` of them are those of the quotes.
+    """
+
+    def read(tokenizers: Any, encoders: Any, texts: list[str], none: bool) -> tuple[Tensor, Tensor]:
+        del none
+        chats = [
+            [{"role": "system", "content": instruction}, {"role": "user", "content": text or " "}] for text in texts
+        ]
+        rows = (
+            tokenizers[0]
+            .apply_chat_template(
+                chats,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                padding="max_length",
+                max_length=length + first,
+                truncation=True,
+                return_tensors="pt",
+            )
+            .to(encoders[0].device)
+        )
+        states = encoders[0](
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True
+        ).hidden_states[-3][:, first:]
+        used = rows.attention_mask[:, first:].bool()
+        longest = int(used.sum(1).max())
+        quotes = [_quoted(text) for text in texts]
+        glyphs = _padded(tokenizers[1], encoders[1], quotes, letters)
+        seen = glyphs.attention_mask.bool() & torch.tensor([[bool(quote)] for quote in quotes], device=used.device)
+        shown = encoders[1](input_ids=glyphs.input_ids, attention_mask=glyphs.attention_mask.float())[0]
+        width = max(shown.shape[2], states.shape[2])
+        both = [functional.pad(part, (0, width - part.shape[2])) for part in (shown, states[:, :longest])]
+        return torch.cat(both, dim=1), torch.cat([seen, used[:, :longest]], dim=1)
+
+    return read
+
+
+def _quoted(text: str) -> str:
+    """What a prompt has in quotes, in the form that the encoder of letters was trained with; empty: nothing."""
+    found = [plain or curly for plain, curly in re.findall(r"\"(.*?)\"|“(.*?)”", text)]
+    return "".join(f'Text "{quote}". ' for quote in dict.fromkeys(found))
 
 
 def sana_prompts(instruction: str, length: int = 300) -> ReadPrompts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
+from unveil.checkpoints.hf.language_models import GLYPHS
 from unveil.checkpoints.hf.wan_cache import CachedWan
 from unveil.errors import RecipeError, ShapeError
 from unveil.io.optional_deps import import_extra
@@ -290,12 +291,56 @@ class Hunyuan(nn.Module):
         )[0]
 
 
+class Hunyuan15(nn.Module):
+    """HunyuanVideo 1.5's transformer from text: shown no image, with the letters of a prompt beside its text.
+
+    Args:
+        net: A `HunyuanVideo15Transformer3DModel`.
+
+    Source: HunyuanVideo 1.5's published inference code (github.com/Tencent-Hunyuan/HunyuanVideo-1.5).
+    """
+
+    takes_token_levels = False
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.settings: Any = net.config
+        if self.settings.use_meanflow:
+            raise RecipeError("use_meanflow = True: networks of few steps are not supported")
+        self.patch = self.multiple = int(self.settings.patch_size)
+        self.shown = int(self.settings.in_channels) - int(self.settings.out_channels)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, T, H, W) and times in thousandths (B,); tokens are those of `GLYPHS` first.
+
+        Raises:
+            RecipeError: No prompt.
+            ShapeError: A size that the network does not take.
+        """
+        tokens = prompt_tokens(condition, masked=True)
+        check_size(x, self.patch)
+        mask = None if condition is None else condition.mask
+        mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+        return self.net(
+            hidden_states=torch.cat([x, x.new_zeros(len(x), self.shown, *x.shape[2:])], dim=1),
+            timestep=t,
+            encoder_hidden_states=tokens[:, GLYPHS:, : self.settings.text_embed_dim],
+            encoder_attention_mask=mask[:, GLYPHS:],
+            encoder_hidden_states_2=tokens[:, :GLYPHS, : self.settings.text_embed_2_dim],
+            encoder_attention_mask_2=mask[:, :GLYPHS],
+            image_embeds=x.new_zeros(len(x), 1, self.settings.image_embed_dim),  # all zeros: none is seen
+            return_dict=False,
+        )[0]
+
+
 # class -> adapter
 CLIP_NETWORKS: dict[str, type[nn.Module]] = {
     "WanTransformer3DModel": Wan,
     "LTXVideoTransformer3DModel": LTX,
     "CogVideoXTransformer3DModel": CogVideoX,
     "HunyuanVideoTransformer3DModel": Hunyuan,
+    "HunyuanVideo15Transformer3DModel": Hunyuan15,
 }
 
 

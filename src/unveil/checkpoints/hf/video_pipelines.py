@@ -7,6 +7,7 @@ Wan team 2025 (arXiv:2503.20314) and the card of Wan2.2-TI2V-5B; the cards of Co
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,14 +26,17 @@ from unveil.checkpoints.hf.components import (
 )
 from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.first_frame import FirstFrame, image_reader
+from unveil.checkpoints.hf.language_models import hunyuan_prompts, two_models_of
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
-from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanTwoExperts
+from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Hunyuan15, Wan, WanTwoExperts
 from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
 from unveil.checkpoints.hf.weights import fill
+from unveil.checkpoints.hf_files import read_json
 from unveil.conditioning.micro_conditioning import ScalarCondition
 from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, PrecomputedPrompts, clean_prompt
-from unveil.errors import WeightsError
+from unveil.errors import UnsupportedFormat, WeightsError
 from unveil.io.files import read_header, read_tensors, staged, write_tensors
+from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.model import FPS
 from unveil.types import Condition
@@ -46,6 +50,7 @@ GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
 WAN_FPS, WAN_5B_FPS, COG_FPS, COG_15_FPS, HUNYUAN_FPS = 16.0, 24.0, 8.0, 16.0, 24.0
 # default frames, height and width of a video
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
+HUNYUAN_15_SIZE = (121, 480, 848)
 
 
 def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -122,6 +127,28 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler, codec, shape, (prompt, *guidance), sample, HUNYUAN_FPS)
 
 
+def hunyuan15(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a `HunyuanVideo15Pipeline`, whose instruction to its language model is diffusers'.
+
+    Raises:
+        UnsupportedFormat: A guider that is not plain classifier-free guidance.
+    """
+    network = network_of(folder, "transformer", Hunyuan15, dtype)
+    codec = _codec(folder, "AutoencoderKLHunyuanVideo15", network)
+    guider = read_json(folder.place("guider") / "guider_config.json")
+    fixed = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
+    if changed := [name for name, value in fixed.items() if guider.get(name, value) != value]:
+        raise UnsupportedFormat(f"{folder.path / 'guider'}: {changed[0]} = {guider[changed[0]]!r}: is not supported")
+    library: Any = import_extra("diffusers", f"a {folder.kind}")
+    theirs = inspect.signature(library.HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters
+    read = hunyuan_prompts(str(theirs["system_message"].default), int(theirs["crop_start"].default))
+    prompt = two_models_of(folder, read, dtype)
+    # its pipeline spaces the levels evenly itself
+    sample = {"steps": 50, "schedule": "uniform", "guidance": {"scale": float(guider.get("guidance_scale", 6.0))}}
+    scheduler, shape = scheduler_of(folder), (3, *HUNYUAN_15_SIZE)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample, HUNYUAN_FPS)
+
+
 FAMILIES = (
     PipelineFamily(
         name="Wan",
@@ -147,6 +174,13 @@ FAMILIES = (
     ),
     PipelineFamily(
         name="HunyuanVideo", pipelines=("HunyuanVideoPipeline",), load=hunyuan, tasks=("sample",), video=True
+    ),
+    PipelineFamily(
+        name="HunyuanVideo 1.5",
+        pipelines=("HunyuanVideo15Pipeline",),
+        load=hunyuan15,
+        tasks=("sample", "img2img", "inpaint"),
+        video=True,
     ),
 )
 
@@ -238,6 +272,8 @@ def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     inside = net.config.in_channels
     continues = folder.kind == CONTINUES and getattr(network, "shown", 0)
     wanted = 2 * codec.channels + codec.rates[0] if continues else codec.channels
+    if isinstance(network, Hunyuan15):
+        wanted = 2 * codec.channels + 1
     if inside != wanted:
         raise WeightsError(
             f"{folder.path}: the transformer takes {inside} channels, and {wanted} go with the autoencoder; they are "

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from unveil.errors import ShapeError
 from unveil.types import format_size
 
-CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
+CLIP_CODECS = (
+    "AutoencoderKLWan",
+    "AutoencoderKLLTXVideo",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLHunyuanVideo15",
+)
 
 
 class VideoVAE(nn.Module):
