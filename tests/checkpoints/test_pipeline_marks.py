@@ -15,6 +15,7 @@ MODULES = (
     "tests.checkpoints.test_hf",
     "tests.checkpoints.test_image_families",
     "tests.checkpoints.test_lora_hf",
+    "tests.checkpoints.test_older_pipelines",
     "tests.checkpoints.test_unconditional",
     "tests.checkpoints.test_video",
     "tests.checkpoints.test_video_tasks",

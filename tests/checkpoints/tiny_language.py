@@ -28,7 +28,7 @@ def words_tokenizer(*, signs: bool = False, before: int = 0) -> Any:
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", padding_side="right"
     )
-    made.chat_template = ("{{ '<s> ' * %d }}" % before if before else "") + TEMPLATE
+    made.chat_template = "{{ '<s> ' * NUMBER }}".replace("NUMBER", str(before)) + TEMPLATE
     return made
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints.hf import image_pipelines, stable_diffusion, unconditional, video_pipelines
+from unveil.checkpoints.hf import image_pipelines, older_pipelines, stable_diffusion, unconditional, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
     empty_adapter,
@@ -167,6 +167,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
         load=flux,
         tasks=IMAGE_TASKS,
     ),
+    *older_pipelines.FAMILIES,
     *image_pipelines.FAMILIES,
     *video_pipelines.FAMILIES,
 )
