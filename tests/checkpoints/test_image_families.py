@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -17,13 +17,9 @@ import diffusers
 
 import unveil
 from tests.checkpoints import tiny_hf, tiny_images
-from tests.checkpoints.pipeline_tasks import check_edits, runs
+from tests.checkpoints.pipeline_tasks import check_edits, check_lora, runs
 from tests.checkpoints.tiny_images import KINDS, MAKERS
-from unveil.checkpoints import lora as files
-from unveil.checkpoints.lora import parts_of
 from unveil.core.rng import START, SampleRNG
-from unveil.io.files import write_tensors
-from unveil.nn import lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -80,18 +76,4 @@ def test_images_are_edited(folders: Any, name: str):
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_lora_changes_the_layers_that_it_names(folders: Any, name: str, tmp_path: Path):
     pipeline, path = folders(name)
-    model, written, wanted = unveil.load(path), dict[str, Tensor](), list[Tensor]()
-    for place, layer in pipeline.transformer.named_modules():
-        if isinstance(layer, nn.Linear) and "attn" in place.replace("attention", "attn"):
-            down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
-            written |= {f"transformer.{place}.lora_A.weight": down, f"transformer.{place}.lora_B.weight": up}
-            wanted.append(layer.weight.detach() + up @ down)
-    write_tensors(tmp_path / "style.safetensors", written)
-    report = files.attach(parts_of(model), "style", files.read_lora(tmp_path / "style.safetensors"))
-    assert (len(report.matched), report.unmatched) == (len(wanted), ())
-    assert wanted
-    for part in parts_of(model).values():
-        lora.fuse_lora(part.network)
-    have = [one for one in model.state_dict().values() if one.ndim == 2]
-    for weight in wanted:
-        assert any(one.shape == weight.shape and torch.allclose(one, weight, atol=1e-5) for one in have)
+    check_lora(unveil.load(path), pipeline.transformer, tmp_path / "style.safetensors")

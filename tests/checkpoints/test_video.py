@@ -83,7 +83,7 @@ def test_clips_are_those_of_the_pipeline(clip_folders, name):
     pipeline, path = clip_folders(name)
     model, size = unveil.load(path), size_of(name)
     assert model.fps == model.resized(size).fps == RATES.get(name, RATES[name.split("-")[0]])
-    of_guider = isinstance(pipeline, diffusers.HunyuanVideo15Pipeline)  # which has a scale of its own
+    of_guider = isinstance(pipeline, diffusers.HunyuanVideo15Pipeline)  # which holds the scale itself
     want = theirs(pipeline, model, PROMPTS, size, **({} if of_guider else {"guidance_scale": 4.0}))
     got = ours(model, PROMPTS, size, guidance_scale=4.0)
     assert got.shape == (2, 3, *size)
@@ -300,12 +300,12 @@ def another_network(path: Path) -> str:
 
 def of_images(path: Path) -> str:
     changed(path / "transformer" / "config.json", image_dim=8)
-    return "missing: condition_embedder.image_embedder.* the weights are not those of its config.json"
+    return r"missing: 8 \(condition_embedder.image_embedder.* the weights are not those of its config.json"
 
 
 def more_channels(path: Path) -> str:
     changed(path / "transformer" / "config.json", in_channels=9)
-    return "of another shape: patch_embedding.weight"
+    return r"of another shape: 1 \(patch_embedding.weight"
 
 
 def another_solver(path: Path) -> str:

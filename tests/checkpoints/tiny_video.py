@@ -228,6 +228,7 @@ def hunyuan15() -> Any:
     )
     language = {key: value for key, value in SMALL.items() if key != "head_dim"}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    coder.enable_slicing()
     encoder = transformers.Qwen2_5_VLTextConfig(**language, rope_parameters=rope)
     letters = transformers.ByT5Tokenizer()
     return diffusers.HunyuanVideo15Pipeline(

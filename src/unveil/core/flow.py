@@ -212,4 +212,4 @@ def token_times(process: Process, steps: int) -> list[float]:
     if process.tokens <= 4300:
         exponent += (200 - steps) / 190 * (8.73809524e-05 * process.tokens + 1.89833333 - exponent)  # at 10 steps
     shift = math.exp(exponent)
-    return [shift / (shift + steps / (steps - i) - 1) for i in range(steps)]
+    return [1.0, *(shift / (shift + steps / (steps - i) - 1) for i in range(1, steps))]

@@ -202,7 +202,7 @@ class QwenImage(nn.Module):
 
 
 class Flux2(nn.Module):
-    """FLUX.2's transformer: each latent is a token, at the place of its row and column; text has places of its own.
+    """FLUX.2's transformer: each latent is a token, at the place of its row and column; text has its own places.
 
     Args:
         net: A `Flux2Transformer2DModel` without a guidance embedding.

@@ -63,10 +63,10 @@ class FirstFrame(nn.Module):
         clip = images.new_zeros(len(images), *self.shape)
         clip[:, :, 0] = images
         latents = codec.encode(clip)
-        known = latents.new_zeros(len(latents), codec.rates[0], *latents.shape[2:])
-        known[:, :, 0] = 1
+        mask = latents.new_zeros(len(latents), codec.rates[0], *latents.shape[2:])
+        mask[:, :, 0] = 1
         vector = None if read is None else read(images).flatten(1)
-        return Condition(concat=torch.cat([known, latents], dim=1), vector=vector)
+        return Condition(concat=torch.cat([mask, latents], dim=1), vector=vector)
 
     def null(self, batch: int) -> Condition:
         """Never: every clip of such a network begins with an image.
@@ -90,9 +90,9 @@ def image_reader(folder: PipelineFolder, dtype: torch.dtype) -> ReadImages:
     config = library.CLIPVisionConfig.from_pretrained(place, local_files_only=True)
     with EmptyParameters():
         encoder = library.CLIPVisionModel(config)
-    theirs = {f"vision_model.{key.removeprefix('vision_model.')}": one for key, one in _tensors(folder).items()}
+    theirs = {f"vision_model.{key.removeprefix('vision_model.')}": tensor for key, tensor in _tensors(folder).items()}
     if not any(key.startswith("vision_model.") for key in encoder.state_dict()):
-        theirs = {key.removeprefix("vision_model."): one for key, one in theirs.items()}
+        theirs = {key.removeprefix("vision_model."): tensor for key, tensor in theirs.items()}
     fill(encoder.eval().requires_grad_(False), theirs, dtype, place)
     processor = library.CLIPImageProcessor.from_pretrained(folder.place("image_processor"), local_files_only=True)
 
@@ -107,4 +107,4 @@ def image_reader(folder: PipelineFolder, dtype: torch.dtype) -> ReadImages:
 
 def _tensors(folder: PipelineFolder) -> dict[str, Tensor]:
     """The weights of the image encoder, without the table of places, which older versions wrote."""
-    return {key: one for key, one in folder.tensors("image_encoder").items() if not key.endswith("position_ids")}
+    return {key: tensor for key, tensor in folder.tensors("image_encoder").items() if not key.endswith("position_ids")}

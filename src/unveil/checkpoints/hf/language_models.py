@@ -205,8 +205,8 @@ def hunyuan_prompts(instruction: str, first: int, length: int = 1000, letters: i
 
 def _quoted(text: str) -> str:
     """What a prompt has in quotes, in the form that the encoder of letters was trained with; empty: nothing."""
-    found = [plain or curly for plain, curly in re.findall(r"\"(.*?)\"|“(.*?)”", text)]
-    return "".join(f'Text "{quote}". ' for quote in dict.fromkeys(found))
+    quotes = [plain or curly for plain, curly in re.findall(r"\"(.*?)\"|“(.*?)”", text)]
+    return "".join(f'Text "{quote}". ' for quote in dict.fromkeys(quotes))
 
 
 def sana_prompts(instruction: str, length: int = 300) -> ReadPrompts:

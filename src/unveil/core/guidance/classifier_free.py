@@ -183,14 +183,14 @@ def keep_norm(
     Source: Qwen team 2025 (arXiv:2508.02324) and Qin et al. 2025 (arXiv:2503.21758), published inference code.
     """
 
-    def kept(x: Tensor, level: NoiseLevel) -> Estimate:
+    def rescaled(x: Tensor, level: NoiseLevel) -> Estimate:
         strong, plain = guided(x, level), conditional(x, level)
         y = target_of(of, strong, x, level)
         wanted = _norm(target_of(of, plain, x, level), over)
         factor = elementary.safe_divide(wanted, _norm(y, over), 1.0)
         return Estimate.solved(solve(of, level), x, factor.to(y.dtype) * y, strong.extra)
 
-    return kept
+    return rescaled
 
 
 def lerp_estimates(start: Estimate, end: Estimate, weight: Tensor, x: Tensor) -> Estimate:
