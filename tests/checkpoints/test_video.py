@@ -38,6 +38,7 @@ from unveil.model import Model
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a cat on the moon", "red dog 7"]
+QUOTED = ['a cat "on" the "moon"', "red \u201cdog\u201d 7"]  # quotes are letters to be shown
 STEPS, SEED = 5, 7
 RATES = {"hunyuan15": 24, "wan": 16, "wan-ti2v": 24, "ltx": 25, "cogvideox": 8, "cogvideox-1.5": 16}
 MAKERS, size_of = tiny_video.MAKERS, tiny_video.size_of
@@ -84,8 +85,9 @@ def test_clips_are_those_of_the_pipeline(clip_folders, name):
     model, size = unveil.load(path), size_of(name)
     assert model.fps == model.resized(size).fps == RATES.get(name, RATES[name.split("-")[0]])
     of_guider = isinstance(pipeline, diffusers.HunyuanVideo15Pipeline)  # which holds the scale itself
-    want = theirs(pipeline, model, PROMPTS, size, **({} if of_guider else {"guidance_scale": 4.0}))
-    got = ours(model, PROMPTS, size, guidance_scale=4.0)
+    prompts = QUOTED if of_guider else PROMPTS
+    want = theirs(pipeline, model, prompts, size, **({} if of_guider else {"guidance_scale": 4.0}))
+    got = ours(model, prompts, size, guidance_scale=4.0)
     assert got.shape == (2, 3, *size)
     assert 0.05 < want.std() < 0.3
     assert psnr(got, want) > 60

@@ -57,12 +57,11 @@ def assemble_model(
     conditioners: Sequence[nn.Module],
     sample: Mapping[str, Any],
     fps: float | None = None,
-    process: Process | None = None,
 ) -> Model:
-    """The model of these parts; `sample` and `process` go before what the scheduler says."""
-    scheduled, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
+    """The model of these parts; `sample` goes before what the scheduler says of sampling."""
+    process, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
     how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
-    denoiser = Denoiser(network, process or scheduled, prediction=prediction)
+    denoiser = Denoiser(network, process, prediction=prediction)
     return Model(denoiser, shape, conditioners=conditioners, autoencoder=codec, sample=how, fps=fps)
 
 

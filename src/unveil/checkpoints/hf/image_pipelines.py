@@ -128,8 +128,9 @@ def flux2_klein(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     sample = {"steps": 4 if distilled else 50, "schedule": "size-and-steps"}
     sample |= {} if distilled else {"guidance": {"scale": 4.0}}
     shape = (3, LATENTS * codec.factor // 2, LATENTS * codec.factor // 2)
-    process = TokenFlow().resized(codec.latent_shape(shape))
-    return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample, process=process)
+    model = assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
+    model.denoiser = model.denoiser.with_process(TokenFlow().resized(codec.latent_shape(shape)))
+    return model
 
 
 def pipeline_of(folder: PipelineFolder, kind: str, *parts: str) -> Any:

@@ -205,7 +205,7 @@ def hunyuan_prompts(instruction: str, first: int, length: int = 1000, letters: i
 
 def _quoted(text: str) -> str:
     """What a prompt has in quotes, in the form that the encoder of letters was trained with; empty: nothing."""
-    quotes = [plain or curly for plain, curly in re.findall(r"\"(.*?)\"|“(.*?)”", text)]
+    quotes = [plain or curly for plain, curly in re.findall(r"\"(.*?)\"|\u201c(.*?)\u201d", text)]
     return "".join(f'Text "{quote}". ' for quote in dict.fromkeys(quotes))
 
 
