@@ -4,6 +4,7 @@
 {api}      every module of a layer, from its docstrings
 {routes}   every route of the server, with what it does
 {recipes}  every bundled recipe with its claim and command
+{pipelines} every family of diffusers' pipelines that is read, and what its models do
 {settings} the keys of a section of a recipe, their types and defaults
 {pages}    a toctree of generated pages, of which some may not be there yet
 """
@@ -31,6 +32,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.matching import patfilter
 
 import unveil
+from unveil.checkpoints.hf.family import TASKS
+from unveil.checkpoints.hf.pipelines import FAMILIES
 from unveil.model.config import ClassifierRecipe, Section, load_recipe, recipe_names
 from unveil.server.http.routes import router
 
@@ -85,6 +88,24 @@ class Recipes(SphinxDirective):
                 lines += [f"{name}: " + ", ".join(f"{k} {v}" for k, v in found.items()), ""] if found else []
             lines += [f"time: {recipe.expected.time}", ""] if recipe.expected.time else []
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Pipelines(SphinxDirective):
+    """`{pipelines} family, classes, sample, ...` is a table of all families, under these titles of its columns."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """A row per family."""
+        self.env.note_reread()
+        heads = [head.strip() for head in self.arguments[0].split(",")]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for family in FAMILIES:
+            classes = ", ".join(f"`{name}`" for name in family.pipelines)
+            marks = ["yes" if task in family.tasks else "no" for task in TASKS]
+            lines.append(f"| {' | '.join([family.name, classes, *marks])} |")
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 class Settings(SphinxDirective):
@@ -203,6 +224,6 @@ def _default(field: Any) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
-    for directive in (Source, Api, Recipes, Settings, Routes, Pages):
+    for directive in (Source, Api, Recipes, Pipelines, Settings, Routes, Pages):
         app.add_directive(directive.__name__.lower(), directive)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,6 +4,7 @@ Error:
     +-- RecipeError (ValueError)        a setting that cannot work: its value, the allowed values, the remedy
     +-- ShapeError (ValueError)         a tensor with a shape or type that cannot be used
     +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
+    |   +-- UnsupportedFormat           weights that are not read: of an unknown model, or a part of one
     +-- DataError (OSError)             an image, label or data folder that cannot be read
     +-- OutputError (OSError)           an output that cannot be written
     |   +-- AlreadyExists               an output that exists already
@@ -40,6 +41,12 @@ class ShapeError(Error, ValueError):
 
 class WeightsError(Error, ValueError):
     """A checkpoint that does not fit the network, or whose files are damaged."""
+
+
+class UnsupportedFormat(WeightsError):
+    """Weights that are not read, because their format is unknown or not supported, or which are not a model."""
+
+    exit_code = 2
 
 
 class DataError(Error, OSError):

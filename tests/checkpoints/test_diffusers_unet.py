@@ -27,14 +27,13 @@ SHIFT = {"attention_head_dim": 2, "resnet_time_scale_shift": "scale_shift"}
 
 def theirs(**settings: Any) -> Any:
     torch.manual_seed(0)
+    usual: dict[str, Any] = {
+        "block_out_channels": (64, 128),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
     network = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        cross_attention_dim=24,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        **settings,
+        sample_size=8, layers_per_block=1, cross_attention_dim=24, **usual | settings
     )
     return redrawn(network)
 
@@ -78,6 +77,32 @@ def test_a_folder_of_diffusers_gives_the_same_results_and_is_written_back_unchan
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
     assert torch.equal(again(x, t, tokens, class_labels=labels, encoder_attention_mask=mask).sample, want)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (6, 8), (9, 4)])
+@torch.no_grad()
+def test_sides_that_are_no_multiple_of_the_downsampling_give_the_same_results(size: tuple[int, int]):
+    """Halves are rounded up, twice; upsampling gives the size before."""
+    down = ("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    network = theirs(
+        block_out_channels=(32, 64, 64),
+        down_block_types=down,
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        attention_head_dim=4,
+    )
+    controlnet = redrawn(diffusers.ControlNetModel.from_unet(network))
+    config = diffusers_unet.config_from_settings(network.config)
+    ours = diffusers_unet.convert_state_dict(network.state_dict(), config).network
+    _, t, tokens = inputs()
+    x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(3))
+    residuals, middle = controlnet(
+        x, t, tokens, controlnet_cond=x.new_ones(2, 3, *(8 * side for side in size)), return_dict=False
+    )
+    want = network(x, t, tokens, down_block_additional_residuals=residuals, mid_block_additional_residual=middle).sample
+    got = ours(x, t, Condition(tokens=tokens, residuals=(*residuals, middle)))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    with ours.precompute([7.0]):
+        torch.testing.assert_close(ours(x, t, Condition(tokens=tokens, residuals=(*residuals, middle))), got)
 
 
 @pytest.mark.parametrize("settings", [SD1, SD2], ids=["sd1", "sd2"])

@@ -79,7 +79,7 @@ def test_a_model_is_fine_tuned_on_longer_prompts(cli: Cli, run: Path, tmp_path: 
     torch.testing.assert_close(before.generate(cond=raw), after.generate(cond=raw), rtol=1e-4, atol=1e-4)
     done = cli("train", "playground-video", "--quick", "--output-dir", "wider", *small, "condition.0.width=64")
     assert done.code == 2
-    assert "condition of the base run is" in done.err
+    assert "base = run: " in done.err
 
 
 def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
@@ -89,7 +89,7 @@ def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
     other = "process={kind: sqrt-size-shifted, process: {kind: rectified-flow, index_scale: 1}, size: [16, 32, 32]}"
     done = cli("train", "playground-video", "--quick", "--output-dir", "second", *settings, *clips, "base=first", other)
     assert done.code == 2
-    assert "process of the base first is" in done.err
+    assert "base = first: process.process.index_scale is" in done.err
 
 
 @needs_fashion

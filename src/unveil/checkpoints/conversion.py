@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.checkpoints import loader, registry, safe_unpickle
 from unveil.checkpoints.format import Format, LoadedCheckpoint
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.errors import RecipeError, WeightsError
+from unveil.errors import RecipeError, UnsupportedFormat, WeightsError
 from unveil.io import staging
 from unveil.io.files import read_tensors
 from unveil.model import build, model_folder
@@ -87,7 +87,7 @@ def convert(
         try:
             opened = _open_file(part, tensors, name, config, overrides)
         except WeightsError as problem:
-            raise WeightsError(f"{source}: {problem}") from problem
+            raise type(problem)(f"{source}: {problem}") from problem
         return _write(opened, out, name, dtype, int8)
 
 
@@ -95,6 +95,8 @@ def _open_folder(source: Path) -> _Source:
     entry = registry.detect_folder(source) if source.is_dir() else None
     if entry is None or entry.load_folder is None:
         entry = registry.get_format(NATIVE)
+    if entry.unsupported is not None and (why := entry.unsupported(source)):
+        raise UnsupportedFormat(f"{source}: {why}")
     if not entry.in_native_parts:
         title = entry.name if entry.describe is None else entry.describe(source)
         raise RecipeError(f"{source}: {title}, which runs from its folder as it is and is not converted")
@@ -126,7 +128,7 @@ def _open_file(
     except WeightsError as problem:
         if detected is None or (detected.format.fill is not None and not detected.signature.instead):
             hint = "; or give --recipe: that of the model in the file, such as iddpm-cifar10"
-            raise WeightsError(f"{problem}{hint}") from problem
+            raise type(problem)(f"{problem}{hint}") from problem
         raise
     assert detected is not None  # as it was loaded
     return _Source(detected.format, loaded, part)
@@ -177,10 +179,10 @@ def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
     """Return which part of a file is read, and its tensors; a pickle is read in a separate process."""
     try:
         with open(source, "rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as problem:
         raise WeightsError(f"{source}: cannot be read ({problem.strerror}); check the path") from problem
-    if not start.startswith(PICKLES):
+    if start[8:] == b"{" or not start.startswith(PICKLES):  # the length of a safetensors header may begin as a pickle
         return "the file", read_tensors(source)
     inside = scratch / "tensors.safetensors"
     part = safe_unpickle.tensors_of(source, inside)

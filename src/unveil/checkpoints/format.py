@@ -92,6 +92,7 @@ class Format:
         fill: Copy a file's tensors into a model that was built from a recipe.
         save: Write a model to a path, completely or not at all.
         save_int8: Write a model with int8 weights.
+        unsupported: Return why a folder of the format is not read; empty: it is read.
         describe: Return the title of a folder: "a folder of diffusers, FluxPipeline".
         inspect_folder: Describe a folder by its headers and settings.
         digest: Return one hash over the files of a folder that determine its output.
@@ -116,6 +117,7 @@ class Format:
     fill: Callable[[Model, StateDict], None] | None = None
     save: Callable[[Any, Path], SavedCheckpoint] | None = None
     save_int8: Callable[[Any, Path], SavedCheckpoint] | None = None
+    unsupported: Callable[[Path], str] | None = None
     describe: Callable[[Path], str] | None = None
     inspect_folder: Callable[[Path], dict[str, Any]] | None = None
     digest: Callable[[Path], str] | None = None

@@ -26,7 +26,8 @@ def inspect(path: Path | str, overrides: ModelOverrides | None = None) -> dict[s
 
     Returns:
         path, what, parameters, bytes, and `files`: for each safetensors file its metadata and, by key, type and shape.
-        For a published file also how its tensors fit its model, or the problem.
+        For a published file also how its tensors fit its model, or the problem; `supported` is false if nothing reads
+        the weights.
 
     Raises:
         WeightsError: There is nothing, or a file that is not safetensors.
@@ -70,10 +71,11 @@ def _fit(path: Path, header: Header, overrides: ModelOverrides) -> dict[str, Any
     detected = registry.detect(header.tensors)
     if detected is None:
         saved_here = header.metadata.get("made_by") == "unveil"
-        return {} if saved_here else {"problem": registry.explain_unknown(header.tensors)}
+        return {} if saved_here else {"problem": registry.explain_unknown(header.tensors), "supported": False}
     entry, signature = detected
     if signature.instead:
-        return {"problem": f"{signature.title}: {signature.instead}"}
+        unread = {"supported": False} if entry.kind == "model" and entry.load is None and entry.save is None else {}
+        return {"problem": f"{signature.title}: {signature.instead}", **unread}
     if entry.fit is None:
         return {}
     try:

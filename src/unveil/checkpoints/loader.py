@@ -13,7 +13,7 @@ from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateD
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.hub import table
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.errors import RecipeError, WeightsError
+from unveil.errors import RecipeError, UnsupportedFormat, WeightsError
 from unveil.io.files import read_state, sha256
 from unveil.model import Model, model_folder
 from unveil.model.config import validate
@@ -61,7 +61,7 @@ def open_checkpoint(
         try:
             return load_state(read_state(path), overrides)
         except WeightsError as problem:
-            raise WeightsError(f"{path}: {problem}") from problem
+            raise type(problem)(f"{path}: {problem}") from problem
     if overrides is not None and overrides.model_fields_set:
         name = min(overrides.model_fields_set)
         raise RecipeError(f"file.{name}: {path} is not a file of another project; a model's folder determines it")
@@ -76,13 +76,14 @@ def load_state(tensors: StateDict, overrides: ModelOverrides | None = None) -> L
     """Load the model of a published file's tensors.
 
     Raises:
-        WeightsError: The format is not known, holds no model, or needs a setting that is missing.
+        UnsupportedFormat: The format is not known, not read, or holds no model.
+        WeightsError: It needs a setting that is missing.
     """
     detected = registry.detect(tensors)
     if detected is None:
-        raise WeightsError(registry.explain_unknown(tensors))
+        raise UnsupportedFormat(registry.explain_unknown(tensors))
     if detected.signature.instead or detected.format.kind != "model":
-        raise WeightsError(f"{detected.signature.title}: {detected.signature.instead}")
+        raise UnsupportedFormat(f"{detected.signature.title}: {detected.signature.instead}")
     return load_detected(detected, tensors, overrides)
 
 
@@ -94,7 +95,7 @@ def load_detected(detected: Detected, tensors: StateDict, overrides: ModelOverri
     """
     entry, signature = detected
     if entry.load is None:
-        raise WeightsError(f"{signature.title}: {signature.instead or 'files of this format are not read'}")
+        raise UnsupportedFormat(f"{signature.title}: {signature.instead or 'files of this format are not read'}")
     overrides = overrides or ModelOverrides()
     overrides.only(entry.overrides, f"files of {signature.title}")
     return entry.load(tensors, overrides)

@@ -231,6 +231,8 @@ def _run(task_class: type[Task], typed: Mapping[str, Any], command_name: str) ->
     result = task.run(context)
     if result.facts or result.text:  # one of several processes reports
         console.result(result.facts, result.text)
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
 
 
 def _is_file(task_class: type[Task], name: str) -> bool:

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from unveil.checkpoints import loader, lora
+from unveil.checkpoints import loader, lora, registry
 from unveil.checkpoints.formats import controlnet as controlnet_format
+from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import AttachedControlNet, ControlMode
 from unveil.conditioning.image import ConcatCondition
@@ -24,7 +25,7 @@ from unveil.generation.generate import DTYPES, PROMPT, ModelSource, SourceFile
 from unveil.generation.inpaint import MASK, MASKED
 from unveil.generation.single_frame import as_image_model
 from unveil.io.console import Console
-from unveil.io.files import sha256
+from unveil.io.files import read_header, read_state, sha256
 from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.checkpoint_store import base_of
 from unveil.model.config import ModelConfig, read_yaml, validate
@@ -236,6 +237,32 @@ def _found(name: str) -> Path:
 
     path = table.resolve(name)
     return path if path.exists() or not table.is_offered(name) else get.offer(name, Console()) or path
+
+
+def config_of(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Return the configuration of a model; of a native folder or a file, no weights are read.
+
+    Raises:
+        WeightsError: It cannot be read.
+        RecipeError: It runs through another library's classes, and has no configuration.
+    """
+    path = _found(name)
+    stated = validate(ModelOverrides, dict(overrides or {}), "file")
+    if not path.exists() or native.is_folder(path):
+        described = model_folder.resolve_checkpoint(path) / "model.yaml"
+        if described.is_file():
+            return validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
+    detected = registry.detect(read_header(path).tensors) if path.is_file() else None
+    if detected is not None and detected.format.fit is not None and not detected.signature.instead:
+        config = detected.format.fit(read_state(path), stated).model.config
+    else:
+        config = loader.open_checkpoint(path, stated).model.config
+    if config is None:
+        raise RecipeError(
+            f"base = {name}: runs through the classes of diffusers, which are not trained here; give a model of "
+            "Stable Diffusion 1 or 2, or one of unveil"
+        )
+    return config
 
 
 def model_source(name: str) -> ModelSource:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.denoiser import Denoiser
-from unveil.errors import OutputError, WeightsError, did_you_mean
+from unveil.errors import OutputError, UnsupportedFormat, WeightsError, did_you_mean
 from unveil.io import staging
 from unveil.io.files import SHOWN, explained, read_header, read_tensors, refuse_foreign, refuse_overwrite
 from unveil.model import checkpoint_store
@@ -260,8 +260,8 @@ def resolve_checkpoint(path: Path | str) -> Path:
             return newest
     if (class_name := _diffusers_class(path)) is not None:
         advice = CONTROLNET_ADVICE if "ControlNet" in str(class_name) else PART_ADVICE
-        raise WeightsError(f"{name}: a folder of diffusers' {class_name}: {advice}")
-    raise WeightsError(
+        raise UnsupportedFormat(f"{name}: a folder of diffusers' {class_name}: {advice}")
+    raise UnsupportedFormat(
         f"{name}: neither a saved model nor a run with a valid checkpoint; it has no {checkpoint_store.MANIFEST}"
     )
 

@@ -148,6 +148,11 @@ class UNetConfig:
         """Width of the time embedding, and of a condition's vector."""
         return 4 * self.model_channels
 
+    @property
+    def takes_any_size(self) -> bool:
+        """True for latent diffusion's networks, where a level rounds half of an odd side up, as in diffusers."""
+        return self.resample == "conv" and any(self.transformer_depth)
+
     def depth_of(self, level: int) -> int:
         """Number of blocks of a level's spatial transformers; 0: self-attention. Level -1 is the middle."""
         depths = self.transformer_depth
@@ -214,7 +219,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """Map x (B, C, H, W) to (B, C, H/2, W/2)."""
+        """Map x (B, C, H, W) to (B, C, H/2, W/2); without asymmetric padding, halves are rounded up."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
@@ -238,10 +243,11 @@ class Upsample(nn.Module):
         kernel = _summed(_summed(weight, 2), 3).transpose(0, 1)
         return kernel.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """Map x (B, C, H, W) to (B, C, 2H, 2W)."""
-        if self.conv._forward_hooks:  # they act on the layer's own call
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, time: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Map x (B, C, H, W) to (B, C, 2H, 2W), or to a size whose sides may be one less."""
+        twice = (2 * x.shape[-2], 2 * x.shape[-1])
+        if self.conv._forward_hooks or (size or twice) != twice:  # hooks act on the layer's own call
+            return self.conv(F.interpolate(x, size or twice, mode="nearest"))
         kernel = self.kernel() if self.memo is None else self.memo.get(self.conv.weight, self.kernel)
         if kernel.dtype == torch.float32 or not x.is_contiguous():
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
@@ -340,6 +346,8 @@ class UNetUp(UNetLevel):
         """Return the larger result."""
         for place in range(len(self.blocks)):
             h = self.block(place, torch.cat([h, stack.pop()], dim=1), time, text)
+        if isinstance(self.resample, Upsample):
+            return self.resample(h, time, (stack[-1].shape[-2], stack[-1].shape[-1]))
         return h if self.resample is None else self.resample(h, time)
 
 
@@ -398,7 +406,7 @@ class UNetEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
-        self.multiple = config.patch * config.rates[-1]  # of both sides of x
+        self.multiple = config.patch * (1 if config.takes_any_size else config.rates[-1])  # of both sides of x
         self.time = TimeEmbedding(config.model_channels, config.vector_dim, config.embedding)
         inputs = (config.in_channels + config.concat_channels) * config.patch**2
         self.enter = nn.Conv2d(inputs, config.stem_channels or config.widths[0], 3, padding=1)
@@ -477,7 +485,8 @@ class UNet(UNetEncoder):
         """Network output, in the size of x.
 
         Args:
-            x: Noisy samples (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1).
+            x: Noisy samples (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1); of patch
+                alone if the configuration `takes_any_size`.
             t: Time input (B,) of the network for the noise level; fractions are allowed.
             condition: Condition of B rows. Its vector (B, vector_dim) is added to the time embedding, and its `concat`
                 is concatenated to x. Its tokens (B, L, cross_attention_dim) are attended to where the mask allows it.

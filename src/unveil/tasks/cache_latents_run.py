@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from unveil import data
 from unveil.data.latent_cache import LatentCacheOptions
-from unveil.generation.model_loading import resolve_device
+from unveil.generation.model_loading import config_of, resolve_device
 from unveil.io.console import size
 from unveil.model.config import load_recipe
 from unveil.tasks.recipe_kind import require_diffusion_recipe
 from unveil.tasks.task import TaskContext, TaskResult
-from unveil.tasks.train_run import encode_missing, init_model, validation_set
+from unveil.tasks.train_run import encode_missing, initial_model, validation_set
 from unveil.train.batch_preparation import encoder_of
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 def write_latents(task: CacheLatents, context: TaskContext) -> TaskResult:
     """Write the latents of both splits, or find them, and report where they are."""
-    recipe = require_diffusion_recipe(load_recipe(task.recipe, task.settings), "unveil data cache-latents")
+    recipe = require_diffusion_recipe(
+        load_recipe(task.recipe, task.settings, config_of=config_of), "unveil data cache-latents"
+    )
     options = LatentCacheOptions(mirrored=recipe.train.random_flip, batch=task.batch_size)
-    model = init_model(recipe).to(resolve_device(context.device))
+    model = initial_model(recipe, resolve_device(context.device))  # with the autoencoder of a base, if there is one
     encoder_of(model)  # raises an error without an autoencoder, before data are read
     parts = {"train": data.open(recipe.data.build()), "held-out": validation_set(recipe)}
     reports: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from unveil.checkpoints import inspection
 from unveil.checkpoints.hub import table
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import UnsupportedFormat
 from unveil.io.console import one_line
 from unveil.io.console import size as bytes_of
 from unveil.model import model_folder
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def inspect_model(task: InspectModel, context: TaskContext) -> TaskResult:
-    """Describe the weights, of which only the headers are read; or the architecture of this name."""
+    """Describe the weights, of which only the headers are read; or the architecture of this name.
+
+    The exit code is that of `UnsupportedFormat` for weights that nothing reads.
+    """
     path = context.path(task.model, CatalogName("model_or_architecture"))
     if architecture.is_name(str(path)) and not path.exists():
         return architecture.describe(str(path), task.size, task.batch_size)
@@ -30,7 +34,8 @@ def inspect_model(task: InspectModel, context: TaskContext) -> TaskResult:
     facts = inspection.inspect(_find(path), overrides)
     if not task.list_tensors:
         facts = facts | {"files": {name: _summary(file) for name, file in facts["files"].items()}}
-    return TaskResult(facts, _text(facts, task.list_tensors))
+    code = 0 if facts.get("supported", True) else UnsupportedFormat.exit_code
+    return TaskResult(facts, _text(facts, task.list_tensors), code)
 
 
 def _find(path: Path) -> Path:

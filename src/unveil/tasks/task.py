@@ -32,10 +32,11 @@ WORDS = "..."  # in `Task.arguments`: settings as KEY=VALUE, and a prompt
 
 
 class TaskResult(NamedTuple):
-    """Result of a task: facts for programs, and a text for a person."""
+    """Result of a task: facts for programs, a text for a person, and the exit code of the command."""
 
     facts: dict[str, Any]
     text: str
+    exit_code: int = 0
 
 
 class Reference(NamedTuple):

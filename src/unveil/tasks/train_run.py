@@ -19,7 +19,7 @@ from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_folder import has_videos
 from unveil.errors import DataError, OutputError, RecipeError
-from unveil.generation.model_loading import open_model, resolve_device
+from unveil.generation.model_loading import config_of, open_model, resolve_device
 from unveil.io import staging
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
@@ -82,7 +82,7 @@ def resolve_recipe(task: Train, context: TaskContext) -> AnyRecipe:
         changes["data.path"] = str(context.path(task.folder, CatalogName("folder")))
     if folder is not None:
         return load_recipe(_recipe_for(folder), {"data.path": str(folder), **changes}, small=task.quick)
-    return load_recipe(task.recipe, changes, small=task.quick)
+    return load_recipe(task.recipe, changes, small=task.quick, config_of=config_of)
 
 
 def _folder_of(task: Train) -> Path | None:
@@ -173,7 +173,7 @@ def initial_model(recipe: Recipe, device: torch.device) -> Model:
         return text_encoder.fill(init_model(recipe)).to(device)
     from unveil.train.finetuning import setup_controlnet, setup_finetune, setup_lora
 
-    model, source = open_model(recipe.base, device)
+    model, source = open_model(recipe.base, device, recipe.file)
     base = BaseModel(source.name, recipe.base, source.sha256)
     if recipe.control is not None:
         return setup_controlnet(model, base, recipe)

@@ -20,7 +20,7 @@ from unveil.conditioning.text_encoder import TextEncoder
 from unveil.data.control_images import HINT
 from unveil.errors import RecipeError
 from unveil.model import Model, build
-from unveil.model.config import ModelConfig, Recipe
+from unveil.model.config import ModelConfig, Recipe, on_base
 from unveil.model.config.model import SavedSection
 from unveil.model.config.sections import Section
 from unveil.model.config.text import TextSection
@@ -92,10 +92,6 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
     return other.to(model.device)
 
 
-# What a base and a recipe have to agree on: all that the weights were trained for
-SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "autoencoder")
-
-
 def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """Add a new LoRA to the base's network, in place; only the LoRA is trained.
 
@@ -133,24 +129,19 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
     ours = recipe.model
     if model.config is None:
         return ours
+    if other := on_base.differences(model.config, ours, besides):
+        raise RecipeError(
+            f"base = {base.path}: {'; '.join(other)}; make them equal, or leave these parts out of the recipe, which "
+            "takes them from the base then"
+        )
+    taken: dict[str, Any] = {"network": model.config.network}
     if isinstance(ours.autoencoder, SavedSection):  # the base holds that codec, and says what it is
-        ours = ours.model_copy(update={"autoencoder": model.config.autoencoder})
-    for name in (name for name in SAME if name not in besides):
-        theirs, mine = getattr(model.config, name), getattr(ours, name)
-        if _uncached(theirs) != _uncached(mine):
-            raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
+        taken["autoencoder"] = model.config.autoencoder
     for section in ours.condition:
         if isinstance(section, TextSection):
-            cast(TextEncoder, model.conditioners[section.key]).set_cache_size(section.cache)
-    return ours
-
-
-def _uncached(value: Any) -> Any:
-    """Return a part of a model, without the cache size of its text encoders."""
-    if not isinstance(value, tuple):
-        return value
-    parts = cast(tuple[Any, ...], value)
-    return tuple(part.model_copy(update={"cache": 0}) if isinstance(part, TextSection) else part for part in parts)
+            encoder = cast(TextEncoder, model.conditioners[section.key]).set_cache_size(section.cache)
+            encoder.drop = section.drop_prob
+    return ours.model_copy(update=taken)
 
 
 def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:

@@ -392,6 +392,11 @@ def _scale(settings: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChan
     return tuple(scale / float(number) for number in deviations), tuple(float(number) for number in means)
 
 
+def class_of(codec: AutoencoderKL | VQModel) -> str:
+    """The name of diffusers' class of a codec."""
+    return "VQModel" if isinstance(codec, VQModel) else "AutoencoderKL"
+
+
 def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
     config = codec.config
     if isinstance(codec, VQModel) and config.latent_channels is None:
@@ -406,7 +411,7 @@ def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
     if isinstance(codec, VQModel):
         numbers = {"scaling_factor": scale[0], "norm_type": "group"}
     return {
-        "_class_name": "VQModel" if isinstance(codec, VQModel) else "AutoencoderKL",
+        "_class_name": class_of(codec),
         "act_fn": "silu",
         "norm_num_groups": config.groups,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in _expected(config).items()},

@@ -1,10 +1,11 @@
-"""The format `diffusers`: folders of pipelines. Those of Stable Diffusion 1 and 2 consist of native parts.
+"""The format `diffusers`: folders of pipelines. Those of Stable Diffusion 1 and 2, DDPM, DDIM and LDM are native.
 
 Other pipelines run through diffusers' own networks, see `checkpoints.hf`. Nothing in a folder is executed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature
 from unveil.checkpoints.formats import dit, text_encoder
-from unveil.checkpoints.hf import pipelines, stable_diffusion
+from unveil.checkpoints.hf import pipelines, stable_diffusion, unconditional
 from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder, is_folder
 from unveil.checkpoints.hf_files import read_json
 from unveil.conditioning.text_encoder import TextEncoder
@@ -20,16 +21,22 @@ from unveil.io.files import staged
 from unveil.model import Model, model_folder
 from unveil.nn.unet import UNet
 
+READERS: dict[str, Callable[[PipelineFolder], LoadedCheckpoint]] = {
+    **dict.fromkeys(stable_diffusion.CLASSES, stable_diffusion.read_stable_diffusion),
+    **dict.fromkeys(unconditional.CLASSES, unconditional.read_unconditional),
+}
 
-def is_stable_diffusion(path: Path) -> bool:
-    """Return whether a folder is a pipeline of Stable Diffusion 1 or 2."""
-    return is_folder(path) and read_json(path / INDEX).get("_class_name") in stable_diffusion.CLASSES
+
+def is_native(path: Path) -> bool:
+    """Return whether a folder is a pipeline whose model consists of native parts."""
+    return is_folder(path) and str(read_json(path / INDEX).get("_class_name")) in READERS
 
 
-def load_stable_diffusion(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
-    """Load the model of a folder of Stable Diffusion 1 or 2; the type is applied by the caller."""
+def load_native(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
+    """Load the model of a folder of native parts; the type is applied by the caller."""
     del dtype
-    return stable_diffusion.read_stable_diffusion(PipelineFolder(path))
+    folder = PipelineFolder(path)
+    return READERS[folder.kind](folder)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
@@ -39,11 +46,13 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
 
 
 def save(model: Model, path: Path) -> SavedCheckpoint:
-    """Write a folder that diffusers opens with `from_pretrained`: of Stable Diffusion, or of a DiT."""
+    """Write a folder that diffusers opens: of Stable Diffusion, of a model without conditions, or of a DiT."""
     if not isinstance(model.denoiser.network, UNet):
         with staged(path) as temporary:
             temporary.mkdir()
             return SavedCheckpoint(dit.write_folder(model, temporary))
+    if not len(model.conditioners):
+        return SavedCheckpoint(unconditional.write(model, path))
     notes = tuple(
         f"left out: {len(unused)} tensors of the text encoder's last block, which nothing reads and diffusers' folders "
         "do not hold; one file of such a folder has a copy of the block before in its place"
@@ -53,9 +62,15 @@ def save(model: Model, path: Path) -> SavedCheckpoint:
     return SavedCheckpoint(stable_diffusion.write(model, path), notes)
 
 
+def unsupported(path: Path) -> str:
+    """Return why a folder is not read; empty: it is."""
+    return pipelines.unsupported(PipelineFolder(path).kind)
+
+
 def describe(path: Path) -> str:
     """Return the title of a folder."""
-    return f"a folder of diffusers, {PipelineFolder(path).kind}"
+    folder = PipelineFolder(path)
+    return f"a folder of diffusers, {folder.kind}{', which is not read' if pipelines.unsupported(folder.kind) else ''}"
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -78,8 +93,8 @@ FORMATS = (
                 model_folder.PART_ADVICE,
             ),
         ),
-        is_folder=is_stable_diffusion,
-        load_folder=load_stable_diffusion,
+        is_folder=is_native,
+        load_folder=load_native,
         save=save,
         describe=describe,
         inspect_folder=inspect_folder,
@@ -92,6 +107,7 @@ FORMATS = (
         name="diffusers-pipeline",
         is_folder=is_folder,
         load_folder=load_pipeline,
+        unsupported=unsupported,
         describe=describe,
         inspect_folder=inspect_folder,
         digest=digest,

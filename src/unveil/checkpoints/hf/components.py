@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import LatentAutoencoder
-from unveil.checkpoints.formats import text_encoder
+from unveil.autoencoders.autoencoder import AutoencoderKL
+from unveil.checkpoints.formats import autoencoder, text_encoder
+from unveil.checkpoints.hf.dit_adapters import DIT_NETWORKS
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.video_adapters import CLIP_NETWORKS
 from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
 from unveil.checkpoints.hf.weights import fill, tensors_of
+from unveil.checkpoints.overrides import shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig, read_scheduler
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import EncoderOutput, FileTokenizer, TextEncoder
@@ -35,7 +38,7 @@ from unveil.nn import text_encoders
 from unveil.nn.layers import EmptyParameters
 from unveil.nn.text_encoders import T5EncoderConfig
 
-KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
+KNOWN = {**NETWORKS, **DIT_NETWORKS, **CLIP_NETWORKS}  # class -> adapter
 
 
 class ProcessSettings(Section):
@@ -131,6 +134,35 @@ def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any])
         raise WeightsError(f"{folder.path}: {kind} is not in diffusers {library.__version__}; install a newer one")
     with EmptyParameters(), silence_warnings():
         return getattr(library, kind).from_config(settings)
+
+
+def image_codec(folder: PipelineFolder, name: str = "vae") -> AutoencoderKL:
+    """The autoencoder of a folder of images, in float32; `name` is that of its component.
+
+    Raises:
+        WeightsError: A component that is missing, damaged, or has a codebook.
+    """
+    settings = folder.settings(name, ["AutoencoderKL"])
+    theirs = folder.tensors(name)
+    scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
+    if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
+        scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
+    groups = int(settings.get("norm_num_groups", 32))
+    config = autoencoder.config_from_keys(
+        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
+    )
+    codec = autoencoder.build_autoencoder(theirs, config)
+    if not isinstance(codec, AutoencoderKL):
+        raise WeightsError(
+            f"{folder.path / name}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
+        )
+    return codec
+
+
+def image_shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
+    """The shape of images whose latents have this side, or these two."""
+    height, width = (side, side) if isinstance(side, int) else side
+    return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
 
 
 def encoder_of(

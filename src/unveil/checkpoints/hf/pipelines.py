@@ -5,31 +5,33 @@ Facts: defaults of diffusers' `StableDiffusionXLPipeline`, `StableDiffusion3Pipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unveil.autoencoders.autoencoder import AutoencoderKL
-from unveil.checkpoints.formats import autoencoder
-from unveil.checkpoints.hf import stable_diffusion, video_pipelines
+from unveil.checkpoints.hf import image_pipelines, older_pipelines, stable_diffusion, unconditional, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
     empty_adapter,
     encoder_of,
+    image_codec,
+    image_shape,
     network_of,
     scheduler_of,
     weights_of,
 )
-from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, MMDiT
+from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
+from unveil.checkpoints.hf.image_adapters import NETWORKS, SIZES, DiffusersUNet, Flux, MMDiT
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport, compare
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import text_encoder
-from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
+from unveil.conditioning.image import ConcatCondition
+from unveil.conditioning.micro_conditioning import ScalarCondition, ScoredPrompt, SizeCondition
 from unveil.conditioning.text_encoder import CombineEncoders, EncoderOutput, MultiTextEncoder
-from unveil.errors import WeightsError, did_you_mean
+from unveil.errors import UnsupportedFormat, did_you_mean
 from unveil.io.files import read_header
 from unveil.model import Model, model_folder
 
@@ -43,42 +45,77 @@ GUIDANCE = 3.5  # default of FLUX's guidance embedding
 
 
 def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`."""
-    network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
+    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`.
+
+    A refiner has the second text encoder alone, and a score. A network that was trained to inpaint takes a mask and
+    the latents of the masked image.
+    """
+    network, codec, scheduler = (
+        network_of(folder, "unet", DiffusersUNet, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     assert isinstance(network, DiffusersUNet)
-    shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, extra_dims=network.extra_dims)
+    shape = image_shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
+    scored = bool(folder.index.get("requires_aesthetics_score", False))
+    network.extra_dims = SIZES - 1 if scored else SIZES
+    gives: dict[int, EncoderOutput] = {1: "tokens", 2: "both"} if folder.has("text_encoder") else {2: "both"}
+    prompt = _prompt(folder, text_encoder.sdxl_concat, gives, dtype, extra_dims=network.extra_dims)
     prompt.zero_uncond = bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    size = SizeCondition(shape, network.vector_dim - network.extra_dims)
+    size = SizeCondition(shape, network.vector_dim - network.extra_dims, scored=scored)
+    channels = codec.latent_shape(shape)[0]
+    masks = (ConcatCondition(1, key="mask"), ConcatCondition(channels, key="masked")) if network.shown else ()
+    if network.shown not in (0, 1 + channels):
+        raise UnsupportedFormat(
+            f"{folder.path / 'unet'}: takes {network.shown} channels more than latents; only a mask and the latents of "
+            "an image are supported"
+        )
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return assemble_model(folder, network, scheduler, codec, shape, (prompt, size), sample)
+    first = ScoredPrompt(prompt) if scored else prompt
+    return assemble_model(folder, network, scheduler, codec, shape, (first, size, *masks), sample)
 
 
 def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
-    network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
+    network, codec, scheduler = (
+        network_of(folder, "transformer", MMDiT, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     settings = folder.settings("transformer", NETWORKS)
     rule = text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
-    gives: tuple[EncoderOutput, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
+    gives: dict[int, EncoderOutput] = {1: "both", 2: "both"}
+    gives |= {3: "tokens"} if folder.has("text_encoder_3") else {}
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
-    shape = _shape(codec, settings.get("sample_size", 128))
+    shape = image_shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
     return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
 
 
 def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `FluxPipeline`; the scale of distilled guidance is given as "guidance"."""
-    network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
+    network, codec, scheduler = (
+        network_of(folder, "transformer", Flux, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.extra_dims else "few-step"]
     prompt = _prompt(
-        folder, text_encoder.flux_concat, ("vector", "tokens"), dtype, extra_dims=network.extra_dims, length=length
+        folder,
+        text_encoder.flux_concat,
+        {1: "vector", 2: "tokens"},
+        dtype,
+        extra_dims=network.extra_dims,
+        length=length,
     )
     guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.extra_dims else []
     sample: dict[str, Any] = {"steps": 28 if network.extra_dims else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["schedule"] = "uniform"
-    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *guidance), sample)
+    return assemble_model(
+        folder, network, scheduler, codec, image_shape(codec, FLUX_LATENTS), (prompt, *guidance), sample
+    )
 
 
 def load_components(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -86,14 +123,77 @@ def load_components(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return stable_diffusion.read_stable_diffusion(folder).model.to_inference_dtype(dtype)
 
 
-# Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
-PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    **dict.fromkeys(stable_diffusion.CLASSES, load_components),
-    "StableDiffusionXLPipeline": sdxl,
-    "StableDiffusion3Pipeline": sd3,
-    "FluxPipeline": flux,
-    **video_pipelines.PIPELINES,
-}
+def load_unconditional(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a pipeline without conditions, which is one of our own parts and can be saved."""
+    return unconditional.read_unconditional(folder).model.to_inference_dtype(dtype)
+
+
+FAMILIES: tuple[PipelineFamily, ...] = (
+    PipelineFamily(
+        name="Stable Diffusion 1 and 2",
+        pipelines=stable_diffusion.CLASSES,
+        load=load_components,
+        tasks=(*IMAGE_TASKS, "train"),
+        networks=("unet",),
+        native=True,
+        report=stable_diffusion.report,
+    ),
+    PipelineFamily(
+        name="DDPM, DDIM, and LDM without conditions",
+        pipelines=unconditional.CLASSES,
+        load=load_unconditional,
+        tasks=("sample", "img2img", "inpaint", "train"),
+        networks=("unet",),
+        native=True,
+        report=unconditional.report,
+    ),
+    PipelineFamily(
+        name="Stable Diffusion XL",
+        pipelines=(
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+            "StableDiffusionXLControlNetUnionPipeline",
+            "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+            "StableDiffusionXLControlNetUnionInpaintPipeline",
+        ),
+        load=sdxl,
+        tasks=IMAGE_TASKS,
+        networks=("unet",),
+    ),
+    PipelineFamily(
+        name="Stable Diffusion 3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            "StableDiffusion3ControlNetPipeline",
+            "StableDiffusion3ControlNetInpaintingPipeline",
+        ),
+        load=sd3,
+        tasks=IMAGE_TASKS,
+    ),
+    PipelineFamily(
+        name="FLUX.1",
+        pipelines=(
+            "FluxPipeline",
+            "FluxImg2ImgPipeline",
+            "FluxInpaintPipeline",
+            "FluxControlNetPipeline",
+            "FluxControlNetImg2ImgPipeline",
+            "FluxControlNetInpaintPipeline",
+        ),
+        load=flux,
+        tasks=IMAGE_TASKS,
+    ),
+    *older_pipelines.FAMILIES,
+    *image_pipelines.FAMILIES,
+    *video_pipelines.FAMILIES,
+)
+PIPELINES = {kind: family for family in FAMILIES for kind in family.pipelines}  # by the name of the class
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -107,16 +207,27 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         dtype: Number format of its computation.
 
     Raises:
-        WeightsError: A pipeline that is not known, a component that is missing or damaged, settings that are not
+        UnsupportedFormat: A pipeline that is not known.
+        WeightsError: A component that is missing or damaged, settings that are not
             supported, or anything in the folder that would have to be run.
         RecipeError: Diffusers or transformers is not installed.
     """
     folder = PipelineFolder(path)
     require_known(folder.kind, path)
-    model = PIPELINES[folder.kind](folder, dtype)
+    model = PIPELINES[folder.kind].load(folder, dtype)
     if model.config is None:
         model.source_folder = path
     return model.to_inference_dtype(dtype).eval()
+
+
+def unsupported(kind: str) -> str:
+    """Why a pipeline of a class is not read; empty: it is."""
+    if kind in PIPELINES:
+        return ""
+    return (
+        f"{kind} is not a pipeline that can be read; those are "
+        f"{', '.join(family.pipelines[0] for family in FAMILIES)}{did_you_mean(kind, list(PIPELINES))}"
+    )
 
 
 def require_known(kind: str, where: object) -> None:
@@ -127,14 +238,10 @@ def require_known(kind: str, where: object) -> None:
         where: Folder or repository, for the error.
 
     Raises:
-        WeightsError: It is not; names those that are.
+        UnsupportedFormat: It is not; names those that are.
     """
-    if kind not in PIPELINES:
-        supported = list(PIPELINES)
-        raise WeightsError(
-            f"{where}: {kind} is not a pipeline that can be read; those are {', '.join(supported)}"
-            f"{did_you_mean(kind, supported)}"
-        )
+    if why := unsupported(kind):
+        raise UnsupportedFormat(f"{where}: {why}")
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:
@@ -144,9 +251,9 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
         WeightsError: As `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
-    if folder.kind in stable_diffusion.CLASSES:
-        return stable_diffusion.report(folder)
-    names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
+    if (compared := PIPELINES[folder.kind].report) is not None:
+        return compared(folder)
+    names = [name for name in PIPELINES[folder.kind].networks if folder.has(name)]
     nets = {name: empty_adapter(folder, name).net for name in names}
     return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
@@ -159,44 +266,22 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     folder = PipelineFolder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
+    family = PIPELINES.get(folder.kind)
+    more = f": {video_pipelines.describe(folder, family)}" if family is not None and family.video else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
-    fits = {name: match.text() for name, match in report(path).items()} if folder.kind in PIPELINES else {}
+    if why := unsupported(folder.kind):
+        return facts | model_folder.summary(headers) | {"problem": why, "supported": False}
+    fits = {name: match.text() for name, match in report(path).items()}
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 
 # -- parts of images -----------------------------------------------------------------------------------------------
 
 
-def _codec(folder: PipelineFolder) -> AutoencoderKL:
-    """The autoencoder, in float32."""
-    settings = folder.settings("vae", ["AutoencoderKL"])
-    theirs = folder.tensors("vae")
-    scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
-    if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
-        scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
-    groups = int(settings.get("norm_num_groups", 32))
-    config = autoencoder.config_from_keys(
-        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
-    )
-    codec = autoencoder.build_autoencoder(theirs, config)
-    if not isinstance(codec, AutoencoderKL):
-        raise WeightsError(
-            f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
-        )
-    return codec
-
-
-def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
-    """The shape of images whose latents have this side, or these two."""
-    height, width = (side, side) if isinstance(side, int) else side
-    return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
-
-
 def _prompt(
     folder: PipelineFolder,
     together: CombineEncoders,
-    gives: Sequence[EncoderOutput],
+    gives: Mapping[int, EncoderOutput],
     dtype: torch.dtype,
     *,
     extra_dims: int = 0,
@@ -205,11 +290,11 @@ def _prompt(
     """The prompt's text encoders, the first one first.
 
     Args:
-        gives: Output of each encoder.
+        gives: Output of each encoder, by its number in the folder.
         extra_dims: See `MultiTextEncoder`.
         length: Tokens of T5.
     """
-    each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
+    each = [encoder_of(folder, number, output, dtype, length) for number, output in gives.items()]
     return MultiTextEncoder(
         [output for output, _ in each], together, extra_dims=extra_dims, precisions=[precision for _, precision in each]
     )

@@ -23,10 +23,17 @@ from unveil.model import Model
 from unveil.nn.unet import UNet
 
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
-CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
+CLASSES = (
+    PLAIN,
+    "StableDiffusionImg2ImgPipeline",
+    INPAINT,
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+)
 PARTS = ("unet", "vae", "text_encoder")  # that have weights
 # Components that the index may list and that generate nothing
-BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder", "controlnet")
 # As Stable Diffusion's own folders space DDIM's levels
 SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
 CONFIG = "scheduler_config.json"

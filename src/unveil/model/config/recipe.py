@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model import migration
+from unveil.model.config import on_base
 from unveil.model.config.autoencoder import (
     AutoencoderLossSection,
     AutoencoderModelConfig,
@@ -100,7 +101,9 @@ class Recipe(ModelConfig, RecipeHeader):
     """Recipe of a diffusion model: the parts of `ModelConfig` flat, with the data, the training and the evaluation.
 
     Attributes:
-        base: Trained model, run or published file with this network, from which training starts.
+        base: Trained model, run, or published file or folder, from which training starts. Parts of the model that the
+            recipe leaves out come from it, see `config.on_base`.
+        file: Settings of the base that the keys of a published file do not determine, such as {heads: 8}.
         lora: Low-rank additions to its layers; only these are then trained.
         control: ControlNet of the network; only this is then trained.
         smoke_test: Overrides by dotted key for a run of a few seconds.
@@ -108,6 +111,7 @@ class Recipe(ModelConfig, RecipeHeader):
 
     kind: Literal["diffusion"] = "diffusion"
     base: str | None = None
+    file: dict[str, Any] = Field(default_factory=dict)
     lora: Lora | None = None
     control: ControlSection | None = None
     data: Data
@@ -256,7 +260,11 @@ def recipe_text(name_or_path: str | Path) -> str:
 
 
 def load_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, small: bool = False
+    name_or_path: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    small: bool = False,
+    config_of: Callable[[str, Mapping[str, Any]], ModelConfig] | None = None,
 ) -> AnyRecipe:
     """Return the checked recipe of a bundled name, a YAML file or a run's folder, with overrides (`train.steps=100`).
 
@@ -264,6 +272,8 @@ def load_recipe(
         name_or_path: The bundled name, the file or the folder.
         overrides: Texts such as `train.steps=100`, or values by such keys.
         small: Apply the recipe's `smoke_test` overrides first.
+        config_of: Return the configuration of a base, from its name and the recipe's `file`; it is called if the recipe
+            leaves parts of its model to the base.
 
     Raises:
         RecipeError: The recipe has faults; there is a line for each: file, key path, value, what is allowed, nearest
@@ -283,6 +293,8 @@ def load_recipe(
     for path, value in changes:
         change(raw, path, value)
     raw.setdefault("name", Path(where).stem)
+    if config_of is not None and on_base.needs_base(raw):
+        raw = on_base.complete(raw, config_of(str(raw["base"]), raw.get("file") or {}))
     return parse_recipe(raw, where)
 
 
