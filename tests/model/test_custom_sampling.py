@@ -51,10 +51,14 @@ def test_a_sampler_function_gives_the_samples_of_its_name(model, function, by_na
 
 
 def test_a_schedule_function_gets_process_and_steps(model):
-    karras = images(model, schedule=partial(schedules.karras, rho=3.0))
-    levels = schedules.karras(model.process, 3, rho=3.0)
-    assert torch.equal(karras, images(model, schedule=[float(level.t) for level in levels]))
-    assert not torch.allclose(karras, images(model))
+    seen: list[tuple[Any, int]] = []
+
+    def falling(process: Any, steps: int) -> schedules.Schedule:
+        seen.append((process, steps))
+        return schedules.from_times(process, [1.0, 0.7, 0.2, 0.0])
+
+    assert torch.equal(images(model, schedule=falling), images(model, schedule=[1.0, 0.7, 0.2, 0.0]))
+    assert seen == [(model.process, 3)]
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -78,7 +78,9 @@ def _checked(name: str, result: Any, kind: type[Schedule]) -> Schedule:
     return result
 
 
-def _guide(guidance: GuidanceFunction, conditional: DenoiseFn, null: DenoiseFn | None) -> DenoiseFn:
+def _guide(
+    guidance: Callable[[DenoiseFn, DenoiseFn], Any], conditional: DenoiseFn, null: DenoiseFn | None
+) -> DenoiseFn:
     """Return the caller's guidance of a pair of denoisers, whose results are checked."""
     guided = guidance(memoized(conditional), null or _no_null)
     if not callable(guided):
@@ -117,6 +119,6 @@ def _starting_with(latents: Tensor, noise: Noise) -> Noise:
     def drawn(step: int, draw: int = 0) -> Tensor:
         if (step, draw) != (START, 0):
             return noise(step, draw)
-        return latents.to(cast(Tensor, noise(step, draw)))
+        return latents.to(noise(step, draw))
 
     return drawn
