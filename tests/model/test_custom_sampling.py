@@ -21,11 +21,11 @@ LABELS = [0, 1, 2]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return shaken(build(config(sample={"steps": 4})))
+    return shaken(build(config(sample={"steps": 4}, prediction="v")))
 
 
 def images(model: Model, **options: Any) -> torch.Tensor:
-    return model.generate(label=LABELS, **{"steps": 3, "seed": 5, "sampler": "ddim", **options})
+    return model.generate(label=LABELS, **{"steps": 3, "seed": 5, "sampler": "ddim", "threshold": "none", **options})
 
 
 def ddim(schedule: schedules.Schedule) -> CoefficientTable:
@@ -47,7 +47,7 @@ def ddim(schedule: schedules.Schedule) -> CoefficientTable:
     ],
 )
 def test_a_sampler_function_gives_the_samples_of_its_name(model, function, by_name):
-    torch.testing.assert_close(images(model, sampler=function), images(model, **by_name))
+    torch.testing.assert_close(images(model, sampler=function), images(model, **by_name), atol=1e-4, rtol=1e-4)
 
 
 def test_a_schedule_function_gets_process_and_steps(model):
@@ -64,11 +64,11 @@ def test_a_schedule_function_gets_process_and_steps(model):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_guidance_function_takes_the_place_of_the_settings(model, batch):
     ours = images(model, guidance=lambda conditional, null: guidance.cfg(conditional, null, 3.0), batch=batch)
-    torch.testing.assert_close(ours, images(model, guidance_scale=3.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, images(model, guidance_scale=3.0), atol=1e-4, rtol=1e-4)
     assert torch.equal(images(model, guidance=lambda conditional, null: conditional), images(model))
     negative = {"negative_cond": {"label": 2}}
     away = images(model, guidance=lambda conditional, null: guidance.cfg(conditional, null, 3.0), **negative)
-    torch.testing.assert_close(away, images(model, guidance_scale=3.0, **negative), atol=1e-5, rtol=0)
+    torch.testing.assert_close(away, images(model, guidance_scale=3.0, **negative), atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_null_condition_the_conditional_denoiser_can_be_guided():
@@ -119,5 +119,5 @@ def test_a_gradient_moves_the_eps_of_a_sampler_function(model):
         return torch.ones_like(x)
 
     moved = images(model, sampler=ddim, cond_grad=gradient)
-    torch.testing.assert_close(moved, images(model, cond_grad=gradient))
+    torch.testing.assert_close(moved, images(model, cond_grad=gradient), atol=1e-4, rtol=1e-4)
     assert not torch.equal(moved, images(model))

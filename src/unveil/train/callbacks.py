@@ -159,7 +159,7 @@ class StepCallback(Callback):
 
 
 class TrainingStart(Callback):
-    """Callback that restores a run before the callbacks of the caller start; its `TrainingCallback` comes after them."""
+    """Callback that restores a run before the callbacks of the caller start; `TrainingCallback` follows them."""
 
     def __init__(self, watch: TrainingCallback) -> None:
         self._watch = watch

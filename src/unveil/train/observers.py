@@ -61,15 +61,11 @@ def _checked(name: str, values: Any, kind: type[Any], kind_name: str) -> tuple[A
     listed = () if values is None else tuple(values) if isinstance(values, Iterable) else (values,)
     for value in listed:
         if not isinstance(value, kind):
-            made = type(value) if not isinstance(value, type) else value
-            remedy = ""
-            if isinstance(value, type):
-                remedy = f"; this is a class: write {made.__name__}()"
-            elif made.__module__.startswith("pytorch_lightning") or any(
-                base.__module__.startswith("pytorch_lightning") for base in made.__mro__
-            ):
+            cls: type[Any] = value if isinstance(value, type) else type(value)
+            remedy = f"; this is a class: write {cls.__name__}()" if isinstance(value, type) else ""
+            if any(base.__module__.startswith("pytorch_lightning") for base in cls.__mro__):
                 remedy = "; this one is of the package pytorch_lightning: import it from lightning.pytorch"
-            raise RecipeError(f"{name}: {made.__module__}.{made.__qualname__}; must be a {kind_name}{remedy}")
+            raise RecipeError(f"{name}: {cls.__module__}.{cls.__qualname__}; must be a {kind_name}{remedy}")
     return listed
 
 
@@ -97,15 +93,17 @@ class RunLoggers:
 
     def image(self, name: str, pixels: Tensor, step: int) -> None:
         """Write an image, uint8 (3, H, W), to the loggers that take images: by `log_image`, or TensorBoard's writer."""
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
         def write(logger: Any) -> None:
             if callable(getattr(logger, "log_image", None)):
-                logger.log_image(key=name, images=[picture], step=step)
-            elif callable(getattr(writer := getattr(logger, "experiment", None), "add_image", None)):
+                logger.log_image(key=name, images=[image], step=step)
+                return
+            writer: Any = getattr(logger, "experiment", None)
+            if callable(getattr(writer, "add_image", None)):
                 writer.add_image(name, pixels, step)
             elif hasattr(logger, "run_id") and callable(getattr(writer, "log_image", None)):  # MLflow's client
-                writer.log_image(logger.run_id, picture, key=name, step=step)
+                writer.log_image(logger.run_id, image, key=name, step=step)
 
         self._each(write)
 
