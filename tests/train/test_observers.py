@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from unveil import train
 from unveil.core.objective import DiffusionLoss
 from unveil.errors import RecipeError
 from unveil.io.files import read_tensors
-from unveil.train.observers import _decoded, _encoded
+from unveil.train.observers import RunLoggers, _decoded, _encoded
 
 STEPS = 6
 
@@ -175,6 +176,22 @@ def test_states_go_through_json_unchanged():
 
 class Foreign:
     __module__ = "pytorch_lightning.callbacks.timer"
+
+
+class Client:
+    """MLflow's client, which takes images."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[str, str, int]] = []
+
+    def log_image(self, run_id: str, image: Any, key: str, step: int) -> None:
+        self.images.append((run_id, key, step))
+
+
+def test_images_reach_mlflow_by_its_client():
+    logger = SimpleNamespace(experiment=Client(), run_id="seven")
+    RunLoggers([cast(Any, logger)]).image("samples", torch.zeros(3, 2, 2, dtype=torch.uint8), 4)
+    assert logger.experiment.images == [("seven", "samples", 4)]
 
 
 @pytest.mark.parametrize(
