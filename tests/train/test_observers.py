@@ -108,7 +108,7 @@ def test_loggers_get_settings_numbers_and_sample_sheets(tmp_path, plain):
     assert mine.settings["train"]["steps"] == STEPS
     with open(Path(files.log_dir) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]] == pytest.approx(losses)
+    assert {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]} == pytest.approx(dict(losses))
     assert [(key, step) for key, _, step in mine.images] == [("samples", 3), ("samples", 6)]
     with Image.open(run / "samples" / "step_000006.png") as sheet:
         assert mine.images[1][1].tobytes() == sheet.convert("RGB").tobytes()
