@@ -54,9 +54,9 @@ class FitOptions(TypedDict, total=False):
     """Further keywords of `fit`; each is optional.
 
     Attributes:
-        callbacks: Lightning callbacks, or one. They run beside those of the run; `trainer.global_step` counts the steps
-            of the whole run. A callback that sets `trainer.should_stop` ends the run after saving. Checkpoints contain
-            what `state_dict()` returns. Other hooks of Lightning's checkpoints are not called.
+        callbacks: Lightning callbacks, or one. They run beside those of the run; `global_step` of their Trainer counts
+            the steps of the whole run. A callback that sets its `should_stop` ends the run after saving. Checkpoints
+            contain what `state_dict()` returns. Other hooks of Lightning's checkpoints are not called.
         loggers: Lightning loggers, or one, such as those of W&B, MLflow, TensorBoard and CSV files. They get the
             settings, the numbers of `metrics.jsonl` and, where they take images, the sample sheets. An exception of a
             logger is reported once and does not stop the run.
