@@ -60,7 +60,9 @@ class LanguageModelPrompts(nn.Module):
         return Condition(tokens=tokens.float()[places], mask=mask.bool()[places])
 
 
-def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype) -> LanguageModelPrompts:
+def language_model_of(
+    folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype, kinds: Sequence[str] = ENCODERS
+) -> LanguageModelPrompts:
     """The prompts of a folder's text encoder and tokenizer; nothing but safetensors is read, and no code is run.
 
     Raises:
@@ -70,8 +72,8 @@ def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dt
     """
     place = folder.place("text_encoder")
     kind = (read_json(place / "config.json").get("architectures") or [folder.index["text_encoder"][1]])[0]
-    if kind not in ENCODERS:
-        raise UnsupportedFormat(f"{place}: a {kind}; of a {folder.kind} it must be one of {', '.join(ENCODERS)}")
+    if kind not in kinds:
+        raise UnsupportedFormat(f"{place}: a {kind}; of a {folder.kind} it must be one of {', '.join(kinds)}")
     folder.tensors("text_encoder")  # answers what is missing or a pickle
     library: Any = import_extra("transformers", f"a {folder.kind}")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
