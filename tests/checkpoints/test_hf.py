@@ -19,13 +19,18 @@ import diffusers
 
 import unveil
 from tests.checkpoints import tiny_hf
+from tests.checkpoints.pipeline_tasks import check_edits, runs
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.hf.pipelines import FAMILIES, PIPELINES
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
 from unveil.core.rng import START, SampleRNG
 from unveil.errors import RecipeError, ShapeError, WeightsError
+from unveil.generation.generate import Request, generate
+from unveil.generation.img2img import img2img
+from unveil.generation.inpaint import inpaint
 from unveil.io.files import read_tensors, write_tensors
+from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 
@@ -92,6 +97,7 @@ def changed(path: Path, **settings: Any) -> None:
 # -- the same images --------------------------------------------------------------------------------------------
 
 
+@runs("sample", of=["StableDiffusionXLPipeline"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_sdxl_generates_the_images_of_its_pipeline(folders, copied, scheduler):
     pipeline, path = folders("sdxl")
@@ -126,6 +132,7 @@ def test_sdxl_is_conditioned_on_sizes_and_a_negative_prompt(folders):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), empty) < 50
 
 
+@runs("sample", of=["StableDiffusion3Pipeline"])
 def test_stable_diffusion_3_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("sd3")
     model = unveil.load(path)
@@ -145,6 +152,7 @@ def test_stable_diffusion_3_without_t5(tmp_path):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), want) > 60
 
 
+@runs("sample", of=["FluxPipeline"])
 def test_flux_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("flux")
     model = unveil.load(path)
@@ -168,6 +176,68 @@ def test_flux_of_few_steps_gets_no_guidance(tmp_path):
 
 
 # -- sizes, tasks, types ------------------------------------------------------------------------------------------
+
+
+@runs("img2img", "inpaint", of=["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_images_are_edited(folders, name):
+    check_edits(unveil.load(folders(name)[1]), PROMPTS[:1], SIZE)
+
+
+def picture() -> Tensor:
+    x, y = torch.linspace(0, 255, SIZE[1]), torch.linspace(0, 255, SIZE[0])[:, None]
+    return torch.stack([x + 0 * y, y + 0 * x, (x + y) / 2]).round().to(torch.uint8)[None]
+
+
+def edited(model: Model, edit: Any) -> Tensor:
+    sampling = {"steps": STEPS, "guidance_scale": 4.0}
+    request = Request({"prompt": PROMPTS[:1]}, seed=SEED, sampling=sampling)
+    return next(iter(generate(model, request, edit=edit))).pixels[None]
+
+
+def test_the_refiner_makes_the_images_of_its_pipeline(tmp_path, monkeypatch):
+    """Theirs draws latents from the autoencoder's distribution and noise from a generator, which are given here."""
+    pipeline = tiny_hf.refiner()
+    model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "refiner"))
+    module = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
+    noise = SampleRNG(SEED, range(1)).normal(model.autoencoder.latent_shape((3, *SIZE)), START)
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: noise)
+    with torch.no_grad():
+        latents = model.autoencoder.encode(picture() / 127.5 - 1)
+    how = {"image": latents, "strength": 0.6, "num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "pt"}
+    want = to_pixels(2 * pipeline(prompt=PROMPTS[:1], **how).images - 1)
+    got = edited(model, img2img(model, picture(), strength=0.6))
+    assert psnr(got / 255, want / 255) > 60
+    other = to_pixels(2 * pipeline(prompt=PROMPTS[:1], aesthetic_score=2.0, **how).images - 1)
+    assert psnr(got / 255, other / 255) < 50  # the score matters
+
+
+def test_sdxl_inpaints_the_hole_of_its_pipeline(tmp_path):
+    pipeline = tiny_hf.sdxl_inpaint()
+    model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "inpaint"))
+    hole = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
+    hole[..., 4:12, 2:10] = True
+    pixels = picture() / 127.5 - 1
+    with torch.no_grad():
+        masked = model.autoencoder.encode(pixels.masked_fill(hole, 0.0))
+    noise = SampleRNG(SEED, range(1)).normal(model.autoencoder.latent_shape((3, *SIZE)), START)
+    want = pipeline(
+        prompt=PROMPTS[:1],
+        image=(pixels + 1) / 2,
+        mask_image=hole.float(),
+        masked_image_latents=masked,
+        latents=noise,
+        height=SIZE[0],
+        width=SIZE[1],
+        strength=1.0,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        output_type="pt",
+    ).images
+    got = edited(model, inpaint(model, picture(), hole))
+    where = hole.expand_as(got)
+    assert psnr(got[where] / 255, to_pixels(2 * want - 1)[where] / 255) > 60
+    assert torch.equal(got[~where], picture()[~where])
 
 
 def test_the_shift_of_flux_follows_the_size(folders):

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_hf
+from tests.checkpoints.pipeline_tasks import runs
 from unveil.checkpoints import lora as files
 from unveil.checkpoints.lora import parts_of
 from unveil.io.files import write_tensors
@@ -28,6 +29,7 @@ def attention(network: nn.Module) -> dict[str, nn.Linear]:
     return {path: one for path, one in found if isinstance(one, nn.Linear) and "attn" in path}
 
 
+@runs("lora", of=["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
 @pytest.mark.parametrize("naming", ["diffusers", "kohya"])
 @pytest.mark.parametrize(
     ("name", "parts"),

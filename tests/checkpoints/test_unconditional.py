@@ -19,11 +19,16 @@ from diffusers.schedulers import scheduling_ddpm
 
 import unveil
 from tests.checkpoints import tiny_hf
+from tests.checkpoints.pipeline_tasks import check_edits, runs
 from unveil.checkpoints import conversion, inspection
+from unveil.checkpoints.hf.unconditional import CLASSES
 from unveil.core.rng import START, SampleRNG
 from unveil.errors import UnsupportedFormat
+from unveil.generation.model_loading import config_of
 from unveil.io.files import read_tensors, write_tensors
 from unveil.model import Model
+from unveil.model.config import Recipe, load_recipe
+from unveil.tasks.train_run import initial_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SEED, STEPS, COUNT = 7, 6, 2
@@ -54,6 +59,13 @@ def vqvae() -> Any:
     return tiny_hf.drawn(made, 1)
 
 
+OWN = """
+name: own
+base: BASE
+data: {kind: folder, path: images, size: 8, labels: none}
+objective: {kind: simple, timestep_sampling: uniform}
+train: {batch_size: 2, steps: 2, lr: 1.0e-5}
+"""
 MAKERS = {
     "ddim": lambda: diffusers.DDIMPipeline(unet(), diffusers.DDIMScheduler()),
     "ddpm": lambda: diffusers.DDPMPipeline(unet(**PUBLISHED), diffusers.DDPMScheduler(variance_type="fixed_large")),
@@ -83,6 +95,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(-10 * torch.log10((a.double() - b.double()).square().mean().clamp_min(1e-20)))
 
 
+@runs("sample", of=CLASSES)
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_folder_is_read_written_and_makes_the_images_of_its_pipeline(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +116,21 @@ def test_a_folder_is_read_written_and_makes_the_images_of_its_pipeline(
     assert type(again) is type(pipeline)
     assert all(torch.equal(value, pipeline.unet.state_dict()[key]) for key, value in again.unet.state_dict().items())
     assert psnr(theirs(again, monkeypatch), want) > 100
+
+
+@runs("img2img", "inpaint", "train", of=["DDIMPipeline"])
+def test_a_folder_edits_images_and_is_trained_on(tmp_path: Path):
+    MAKERS["ddim"]().save_pretrained(tmp_path / "base")
+    model = unveil.load(tmp_path / "base")
+    check_edits(model, [], (8, 8))
+    (tmp_path / "own.yaml").write_text(OWN.replace("BASE", str(tmp_path / "base")))
+    recipe = load_recipe(tmp_path / "own.yaml", config_of=config_of)
+    assert isinstance(recipe, Recipe)
+    trained = initial_model(recipe, torch.device("cpu"))
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
+    x = torch.randn(1, 3, 8, 8)
+    trained.denoiser.output(x, trained.process.at(torch.tensor([0.5])), None)[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in trained.parameters())
 
 
 def test_names_of_older_files_are_read(tmp_path: Path):

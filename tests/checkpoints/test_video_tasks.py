@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_video
+from tests.checkpoints.pipeline_tasks import runs
 from unveil.core.rng import SampleRNG
 from unveil.errors import ShapeError
 from unveil.generation import video
@@ -27,6 +28,7 @@ from unveil.model.config import SampleConfig, validate
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a cat on the moon"]
 TASKS = ["wan", "wan-ti2v", "wan-pair", "ltx", "cogvideox", "cogvideox-1.5"]
+EDITS = [*TASKS, "hunyuan15"]
 
 
 def small(clip_folders: Any, name: str) -> tuple[Model, Request, Tensor]:
@@ -88,7 +90,8 @@ def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_
         assert taken >= 4
 
 
-@pytest.mark.parametrize("name", TASKS)
+@runs("img2img", "inpaint", of=["WanPipeline", "LTXPipeline", "CogVideoXPipeline", "HunyuanVideo15Pipeline"])
+@pytest.mark.parametrize("name", EDITS)
 def test_a_video_is_edited_with_the_strength_of_the_request(clip_folders, name):
     model, request, clip = small(clip_folders, name)
     near, far = (made(model, request, video.sdedit_video(model, clip, strength)) for strength in (0.2, 0.9))

@@ -106,27 +106,51 @@ def vae(channels: int, seed: int, *, shift: float | None = None) -> Any:
     return made
 
 
+def sdxl_unet(**more: Any) -> Any:
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 20,
+        "cross_attention_dim": WIDTH + 24,
+    }
+    return drawn(diffusers.UNet2DConditionModel(**LEVELS | settings | more), 4)
+
+
+def refiner() -> Any:
+    tokenizer = clip_tokenizer()
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(4, 1),
+        text_encoder=None,
+        text_encoder_2=clip(tokenizer, 3, width=24, projection=20),
+        tokenizer=None,
+        tokenizer_2=tokenizer,
+        unet=sdxl_unet(projection_class_embeddings_input_dim=5 * 8 + 20, cross_attention_dim=24),
+        scheduler=diffusers.EulerDiscreteScheduler(**EULER),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def sdxl_inpaint() -> Any:
+    parts = dict(sdxl().components, unet=sdxl_unet(in_channels=9))
+    return diffusers.StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
+
+
 def sdxl(scheduler: Any = None, **more: Any) -> Any:
     tokenizer = clip_tokenizer()
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 20,
-        cross_attention_dim=WIDTH + 24,
-        **LEVELS,
-    )
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(4, 1),
         text_encoder=clip(tokenizer, 2),
         text_encoder_2=clip(tokenizer, 3, width=24, projection=20),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=drawn(unet, 4),
+        unet=sdxl_unet(),
         scheduler=scheduler or diffusers.EulerDiscreteScheduler(**EULER),
         add_watermarker=False,
         **more,

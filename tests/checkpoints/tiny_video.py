@@ -8,6 +8,7 @@ import diffusers
 import transformers
 
 from tests.checkpoints.tiny_hf import T5_WIDTH, drawn, t5, t5_tokenizer
+from tests.checkpoints.tiny_language import SMALL, WIDTH, words_tokenizer
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.0], [1.2, 0.8, 1.0, 0.9]  # of Wan's latents
 SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -56,13 +57,12 @@ def wan_transformer(seed: int = 4, **more: Any) -> Any:
     made = diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
         out_channels=4,
         text_dim=T5_WIDTH,
         freq_dim=16,
         ffn_dim=48,
         num_layers=2,
-        **more,
+        **{"in_channels": 4, **more},
     )
     return drawn(made, seed)
 
@@ -77,6 +77,37 @@ def wan(scheduler: Any = None, *, second: bool = False, **more: Any) -> Any:
         transformer_2=wan_transformer(6) if second else None,
         scheduler=scheduler or diffusers.UniPCMultistepScheduler(**SOLVER),
         **more,
+    )
+
+
+def wan_continuing(*, second: bool = False) -> Any:
+    """Wan 2.1's image to video, whose network attends to the image too; or Wan 2.2's pair of networks."""
+    words = t5_tokenizer()
+    if second:
+        networks = [wan_transformer(seed, in_channels=12) for seed in (4, 6)]
+        shown: dict[str, Any] = {"transformer_2": networks[1], "boundary_ratio": 0.8}
+    else:
+        networks = [wan_transformer(4, in_channels=12, image_dim=16, added_kv_proj_dim=32)]
+        config = transformers.CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        )
+        size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+        shown = {
+            "image_encoder": drawn(transformers.CLIPVisionModel(config), 7),
+            "image_processor": transformers.CLIPImageProcessor(**size),
+        }
+    return diffusers.WanImageToVideoPipeline(
+        tokenizer=words,
+        text_encoder=umt5(words, 5),
+        vae=wan_vae(),
+        transformer=networks[0],
+        scheduler=diffusers.UniPCMultistepScheduler(**SOLVER),
+        **shown,
     )
 
 
@@ -175,6 +206,43 @@ def hunyuan() -> Any:
     )
 
 
+def hunyuan15() -> Any:
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        text_embed_2_dim=T5_WIDTH,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    coder = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    )
+    language = {key: value for key, value in SMALL.items() if key != "head_dim"}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    coder.enable_slicing()
+    encoder = transformers.Qwen2_5_VLTextConfig(**language, rope_parameters=rope)
+    letters = transformers.ByT5Tokenizer()
+    return diffusers.HunyuanVideo15Pipeline(
+        text_encoder=drawn(transformers.Qwen2_5_VLTextModel(encoder), 5),
+        tokenizer=words_tokenizer(before=110),
+        transformer=drawn(transformer, 4),
+        vae=calm(coder, 1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=t5(letters, 6),
+        tokenizer_2=letters,
+        guider=diffusers.ClassifierFreeGuidance(guidance_scale=4.0),
+    )
+
+
 MAKERS = {
     "wan": wan,
     "wan-euler": lambda: wan(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
@@ -183,10 +251,13 @@ MAKERS = {
     "ltx": ltx,
     "ltx-timed": lambda: ltx(timestep_conditioning=True),
     "cogvideox": cogvideox,
+    "hunyuan15": hunyuan15,
     "cogvideox-rotary": lambda: cogvideox(use_rotary_positional_embeddings=True),
     "cogvideox-1.5": lambda: cogvideox(use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
 }
+CONTINUING = {"wan-2.1": wan_continuing, "wan-2.2": lambda: wan_continuing(second=True)}
 SIZES = {
+    "hunyuan15": (5, 16, 24),
     "ltx": (9, 32, 64),
     "cogvideox": (9, 32, 48),
     "hunyuan": (5, 32, 32),

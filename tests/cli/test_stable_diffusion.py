@@ -17,6 +17,7 @@ import diffusers
 
 import unveil
 from tests.checkpoints import tiny_sd
+from tests.checkpoints.pipeline_tasks import runs
 from tests.cli.conftest import Cli
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.commands import run
@@ -105,6 +106,7 @@ def photo(path: Path) -> Tensor:
     return pixels[None] / 127.5 - 1
 
 
+@runs("sample", of=["StableDiffusionPipeline"])
 def test_sample_generates_the_image_of_the_pipeline(cli: Cli, plain: Both):
     want = theirs(plain.pipeline, latents=noise())
     assert 10 < want.float().std() < 80
@@ -113,6 +115,7 @@ def test_sample_generates_the_image_of_the_pipeline(cli: Cli, plain: Both):
     assert psnr(drawn(cli, "sample", plain, ["a red dog", "--force"]), want) < 40
 
 
+@runs("img2img", of=["StableDiffusionPipeline"])
 def test_img2img_generates_the_image_of_the_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
     """Theirs draws latents from the autoencoder's distribution and noise from a generator.
 
@@ -156,6 +159,7 @@ def test_inpaint_generates_the_masked_region_of_the_pipeline(cli: Cli, inpaintin
     assert psnr(want[:, ~hole], to_pixels(pixels)[0][:, ~hole]) < 40  # which an autoencoder does not keep
 
 
+@runs("inpaint", of=["StableDiffusionPipeline"])
 def test_a_model_without_mask_input_inpaints_too(cli: Cli, plain: Both, tmp_path: Path):
     """What is known is put into every estimate, not into every state as diffusers has it: only our two are compared."""
     pixels = photo(tmp_path / "photo.png")
@@ -167,6 +171,7 @@ def test_a_model_without_mask_input_inpaints_too(cli: Cli, plain: Both, tmp_path
     assert psnr(got[:, hole], to_pixels(pixels)[0][:, hole]) < 40
 
 
+@runs("lora", of=["StableDiffusionPipeline"])
 def test_a_lora_generates_the_image_of_the_merged_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
     """diffusers needs peft to load one, so that its matrices are added to the pipeline's weights here."""
     lora = tiny_sd.lora()

@@ -334,6 +334,28 @@ def test_cfg_zero_scales_the_null_to_fit_the_condition(x, level):
     differ(got, FIRST(x, level))
 
 
+@pytest.mark.parametrize(("over", "axes"), [("rows", (3,)), ("tokens", (1, 3, 5))])
+def test_the_norm_of_the_conditional_velocity_is_kept_in_each_part(over, axes):
+    level, generator = FLOW, torch.Generator().manual_seed(0)
+    x, first, second = torch.randn(3, 2, 3, 4, 6, dtype=torch.float64, generator=generator)
+
+    def step(flow: Tensor) -> DenoiseFn:
+        return lambda x, level: Estimate.solved(prediction.solve(prediction.flow, level), x, flow)
+
+    def norms(flow: Tensor) -> Tensor:
+        parts = flow if over == "rows" else flow.unflatten(2, (2, 2)).unflatten(4, (3, 2))
+        return parts.square().sum(axes)
+
+    plain = guidance.cfg(step(first), step(second), 4.0)
+    got = guidance.keep_norm(plain, step(first), over)(x, level)
+    torch.testing.assert_close(norms(velocity(got, level)), norms(first))
+    assert not torch.allclose(norms(velocity(plain(x, level), level)), norms(first))
+    consistent(got, x, level)
+    if over == "tokens":
+        with pytest.raises(ShapeError, match="even sides"):
+            guidance.keep_norm(step(first[..., 1:]), step(first[..., 1:]), over)(x[..., 1:], level)
+
+
 def test_cfg_zero_does_not_move_x_in_its_first_steps(x):
     conditional, calls = counted(FIRST)
     still = guidance.cfg_zero(conditional, WHOLE, 3.0, still_from=0.9)

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from tests.checkpoints.pipeline_tasks import runs
 from unveil import load
 from unveil.checkpoints import conversion
 from unveil.conditioning.controlnet import with_controlnets
@@ -63,6 +64,7 @@ def on(bases: Path, layout: str, *changes: str) -> Recipe:
     return recipe
 
 
+@runs("train", of=["StableDiffusionPipeline"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_trained_on(bases: Path, layout: str, way: str):

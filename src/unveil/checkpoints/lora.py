@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unveil.checkpoints import diffusers_unet, dit_keys, openai_keys, registry
 from unveil.checkpoints.formats import ddpm
 from unveil.checkpoints.formats.lora import DENOISER, LoraEntry, Naming, ParsedLora, candidates, parse
-from unveil.checkpoints.hf import image_adapters
+from unveil.checkpoints.hf import dit_adapters, image_adapters, video_adapters
 from unveil.checkpoints.key_mapping import KeyMap, abbreviate
 from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.io import staging
@@ -132,6 +132,14 @@ class LoraNetwork:
             yield sorted(chosen, key=lambda path, order=order: _creation_order(path, order))
 
 
+# Adapters over networks of diffusers
+ADAPTERS = (
+    *image_adapters.NETWORKS.values(),
+    *dit_adapters.DIT_NETWORKS.values(),
+    *video_adapters.CLIP_NETWORKS.values(),
+)
+
+
 def parts_of(model: Model) -> dict[str, LoraNetwork]:
     """The networks of a model that LoRAs may be on, by role: its denoiser, and text encoders of transformers."""
     parts = {DENOISER: denoiser(model.denoiser.network)}
@@ -148,7 +156,7 @@ def denoiser(network: nn.Module) -> LoraNetwork:
 
     Of an adapter over a network of diffusers' the paths are those inside it.
     """
-    if isinstance(network, tuple(image_adapters.NETWORKS.values())):
+    if isinstance(network, ADAPTERS):
         inside = {path.removeprefix(f"{image_adapters.NET}."): site for path, site in native_layers(network).items()}
         prefix = "unet" if isinstance(network, image_adapters.DiffusersUNet) else "transformer"
         return LoraNetwork(DENOISER, prefix, network, {"diffusers": inside, NATIVE: native_layers(network)})

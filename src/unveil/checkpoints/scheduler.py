@@ -98,7 +98,7 @@ SAME_TYPES = {
 }
 # Those that diffusers does not take to the data: it refuses to, or ends at NaN
 NOT_TO_THE_DATA = ("dpm-solver-2m", "dpm-solver-3m", "unipc-3-b1", "unipc-3-eps")
-TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
+TERMINALS = (0.1, 0.02)  # sigma of the last call, of schedulers that name one
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,10 @@ def _flow_solver(settings: _Settings) -> SchedulerConfig:
 def _flow(settings: _Settings) -> SchedulerConfig:
     settings.only(ONLY_FLOW)
     terminal, follows = settings.get("shift_terminal"), settings.get("use_dynamic_shifting", False)
-    if terminal is not None and (terminal != TERMINAL or not follows):
+    if terminal is not None and (terminal not in TERMINALS or not follows):
+        supported = " and ".join(map(str, TERMINALS))
         raise WeightsError(
-            f"{settings.path}: shift_terminal = {terminal!r}: {TERMINAL} with use_dynamic_shifting is supported"
+            f"{settings.path}: shift_terminal = {terminal!r}: {supported} with use_dynamic_shifting are supported"
         )
     process: dict[str, Any] = {"kind": "rectified-flow"}
     sample = {"sampler": "euler", "threshold": "none"}
@@ -272,7 +273,7 @@ def _flow(settings: _Settings) -> SchedulerConfig:
             "high": (int(settings.get("max_image_seq_len", 4096)), float(settings.get("max_shift", 1.15))),
             "exponential": settings.get("time_shift_type", "exponential") == "exponential",
         }
-        schedule = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
+        schedule = "uniform" if terminal is None else f"uniform-to-{terminal:g}"
         return SchedulerConfig(process, "flow", {**sample, "schedule": schedule}, size_shift)
     shift = float(settings.get("shift", 1.0))
     if shift != 1:

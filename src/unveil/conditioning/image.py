@@ -11,6 +11,8 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.io.images import to_unit
 from unveil.types import Condition
 
+FIRST_FRAME = "image"  # key of the condition of networks that continue an image
+
 
 class ConcatCondition(nn.Module):
     """An image, unchanged except for its range, as channels concatenated to x; "none" is zeros, mid-grey.
@@ -38,7 +40,7 @@ class ConcatCondition(nn.Module):
         Raises:
             ShapeError: The number of channels or axes is wrong, or the images are integers other than uint8.
         """
-        return Condition(concat=_images(raw, self.channels, self.key).to(self.none.device))
+        return Condition(concat=images_of(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
         """Null condition: zeros."""
@@ -72,7 +74,7 @@ class ControlImageCondition(nn.Module):
         Raises:
             ShapeError: The number of channels or axes is wrong, or the images are integers other than uint8.
         """
-        images = _images(raw, self.channels, self.key).to(self.none.device)
+        images = images_of(raw, self.channels, self.key).to(self.none.device)
         return Condition(control_image=(images + 1) / 2)
 
     def null(self, batch: int) -> Condition:
@@ -86,8 +88,12 @@ class ControlImageCondition(nn.Module):
         return Condition(control_image=self.none.expand(batch, -1, -1, -1))
 
 
-def _images(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] from such images or from uint8 ones."""
+def images_of(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] from such images or from uint8 ones.
+
+    Raises:
+        ShapeError: The number of channels or axes is wrong, or the images are integers other than uint8.
+    """
     images = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
     if images.ndim != 4 or images.shape[1] != channels:
         raise ShapeError(f"{key} {tuple(images.shape)}: must be (B, {channels}, H, W)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,18 +79,20 @@ class SizeCondition(ScalarCondition):
     Args:
         shape: Shape of the images, (C, H, W); by default the original has this size and is not cropped.
         offset: Offset, as in `ScalarCondition`.
+        scored: The image's present size is left out, and a zero stands in its place, for a `ScoredPrompt` to fill.
         key: Key, as in `ScalarCondition`.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    def __init__(self, shape: Sequence[int], offset: int, *, key: str = "size") -> None:
+    def __init__(self, shape: Sequence[int], offset: int, *, scored: bool = False, key: str = "size") -> None:
         height, width = shape[-2:]
-        super().__init__((height, width, 0, 0, height, width), offset, key=key)
+        super().__init__((height, width, 0, 0, *((0,) if scored else (height, width))), offset, key=key)
+        self.scored = scored
 
     def resized(self, shape: Sequence[int]) -> SizeCondition:
         """Return the condition for images of another shape."""
-        return SizeCondition(shape, self.offset, key=self.key).to(self.defaults.device)
+        return SizeCondition(shape, self.offset, scored=self.scored, key=self.key).to(self.defaults.device)
 
     def numbers(self, value: Any) -> list[float]:
         """Numbers of one sample, as in `ScalarCondition`; two or four are completed."""
@@ -103,3 +106,34 @@ class SizeCondition(ScalarCondition):
     def expected_value(self) -> str:
         """Description of the values that may be given, for a message."""
         return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"
+
+
+class ScoredPrompt(nn.Module):
+    """A prompt with an aesthetic score as the last number of its vector, and another one for "none": SDXL's refiner.
+
+    A negative prompt gets the score of a prompt.
+
+    Args:
+        prompt: Conditioner whose vector ends with a zero.
+        score, none: The two scores.
+
+    Source: Podell et al. 2023, section 2.5 (arXiv:2307.01952), with the numbers of its published pipeline.
+    """
+
+    def __init__(self, prompt: Any, score: float = 6.0, none: float = 2.5) -> None:
+        super().__init__()
+        self.prompt, self.key, self.drop, self.scores = prompt, prompt.key, prompt.drop, (score, none)
+
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """Condition of B prompts; errors are those of the conditioner."""
+        return self._scored(self.prompt.encode(raw), self.scores[0])
+
+    def null(self, batch: int) -> Condition:
+        """Null condition, `batch` times."""
+        return self._scored(self.prompt.null(batch), self.scores[1])
+
+    def _scored(self, condition: Condition, score: float) -> Condition:
+        assert condition.vector is not None  # as described
+        vector = condition.vector.clone()
+        vector[:, -1] = score
+        return replace(condition, vector=vector)

@@ -59,6 +59,21 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True)
+class TokenFlow(RectifiedFlow):
+    """Rectified flow that knows the number of tokens, for `token_times`.
+
+    Args:
+        tokens: Number of tokens of a sample; `resized` returns the process for latents of another shape.
+    """
+
+    tokens: int = 4096
+
+    def resized(self, shape: Sequence[int]) -> TokenFlow:
+        """Return the process for latents (C, H, W), of which each is a token."""
+        return replace(self, tokens=math.prod(shape[1:]))
+
+
+@dataclass(frozen=True)
 class TimeShift:
     """Process whose time is shifted towards the noise: the level of another process at s t / (1 + (s - 1) t).
 
@@ -175,3 +190,26 @@ def resolution_shift(tokens: int, trained_tokens: int) -> float:
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
     """
     return math.sqrt(tokens / trained_tokens)
+
+
+def token_times(process: Process, steps: int) -> list[float]:
+    """Times of FLUX.2's schedule: even ones, shifted by a number that follows from the tokens and the steps.
+
+    The logarithm of the shift is linear in the number of steps, through its values at 10 and 200.
+
+    Args:
+        process: A `TokenFlow`.
+        steps: Number of network calls.
+
+    Raises:
+        RecipeError: Another process, or steps is below 1.
+
+    Source: FLUX.2's published inference code (github.com/black-forest-labs/flux2), with its numbers.
+    """
+    if not isinstance(process, TokenFlow) or steps < 1:
+        raise RecipeError(f"schedule 'size-and-steps' with {type(process).__name__}: needs FLUX.2's process, 1 step")
+    exponent = 0.00016927 * process.tokens + 0.45666666  # at 200 steps
+    if process.tokens <= 4300:
+        exponent += (200 - steps) / 190 * (8.73809524e-05 * process.tokens + 1.89833333 - exponent)  # at 10 steps
+    shift = math.exp(exponent)
+    return [1.0, *(shift / (shift + steps / (steps - i) - 1) for i in range(1, steps))]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unveil.core import foreign_names
 from unveil.core.elementary import as_tensor, level_by_level
+from unveil.core.flow import token_times
 from unveil.core.process import DATA, DiscreteVP, Process
 from unveil.errors import RecipeError, did_you_mean
 from unveil.types import NoiseLevel, like
@@ -525,14 +526,17 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
     "both-ends": linspace,
     "uniform-above": uniform_above,
     "uniform-to-0.1": partial(uniform_to, last=0.1),
+    "uniform-to-0.02": partial(uniform_to, last=0.02),
+    "size-and-steps": lambda process, steps: Schedule(
+        process, [*levels_at(process, token_times(process, steps)), DATA]
+    ),
     "flow-sigmas": flow_sigmas,
 }
 
 
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
     """Return the schedule of a name, ours or foreign, or of a respacing string, which contains its number of steps."""
-    schedules = SCHEDULES | SCHEDULED
-    if spacing not in schedules:
+    if spacing not in (schedules := SCHEDULES | SCHEDULED):
         spacing = foreign_names.schedule(spacing, schedules)
     if spacing in schedules:
         return schedules[spacing](process, steps)
@@ -582,16 +586,13 @@ def _cleanest(process: Process) -> float:
 
 def _discrete(process: Process) -> DiscreteVP:
     if not isinstance(process, DiscreteVP):
-        raise RecipeError(
-            f"{type(process).__name__} has no indices; use schedules.uniform or another continuous schedule"
-        )
+        raise RecipeError(f"{type(process).__name__} has no indices; use 'uniform' or another continuous schedule")
     return process
 
 
 def _at_most(process: Process, steps: int) -> DiscreteVP:
     check_steps(steps)
-    discrete = _discrete(process)
-    if steps > discrete.steps:
+    if steps > (discrete := _discrete(process)).steps:
         raise RecipeError(f"steps = {steps}: this process has {discrete.steps}")
     return discrete
 

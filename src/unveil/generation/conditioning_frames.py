@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.conditioning.image import FIRST_FRAME
 from unveil.core import inverse
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import START
@@ -120,13 +121,20 @@ def conditioned_generation(
 
     Raises:
         ShapeError: Videos with another number of channels than the model's, or a time below 0.
-        RecipeError: Exact frames that share their latents with others; raised by the run.
+        RecipeError: Exact frames that share their latents with others; raised by the run. A network that continues an
+            image, and a first frame that is not exact.
     """
     unit = input_to_unit(frames.pixels, model.shape[0], "T, H, W")
     if bool((frames.release_t < 0).any()):
         raise ShapeError(f"until {float(frames.release_t.min()):g}: times are at least 0, the time of data")
+    continues = FIRST_FRAME in model.conditioners  # the network itself takes the first frame
+    if continues and bool((frames.release_t[:, :, 0] > 0).any()):
+        raise RecipeError(f"{FIRST_FRAME}: missing; this model continues an image: give it for frame 0")
+    alone = continues and bool((frames.release_t[:, :, 1:] >= 1).all())
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
+        if alone:
+            return before(run, rows)
         latents = encode_latents(model, select_rows(unit, rows))
         until = to_latent_resolution(select_rows(frames.release_t, rows), run.shape, temporal_compression(model))
         return hold_conditioning(before(run, rows), model, latents, until)
@@ -135,7 +143,10 @@ def conditioned_generation(
         exact = select_rows(frames.release_t, rows) == 0
         return torch.where(exact, to_pixels(select_rows(unit, rows)), pixels)
 
-    return TaskSpec(name, settings or {}, change, postprocess=finish, size=frames.size)
+    edit = TaskSpec(name, settings or {}, change, postprocess=finish, size=frames.size)
+    if not continues:
+        return edit
+    return replace(edit, image_conditions=lambda rows: {FIRST_FRAME: select_rows(unit, rows)[:, :, 0]})
 
 
 def hold_conditioning(run: SamplingRun, model: Model, latents: Tensor, until: Tensor) -> SamplingRun:

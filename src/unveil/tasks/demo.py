@@ -67,7 +67,7 @@ class Demo(Task):
             console.say(f"{number} of {len(parts)}: {title}")
             result = task.run(TaskContext(output, task_console, context.device))
             if not console.as_json:
-                task_console.result(*result)
+                task_console.result(result.facts, result.text)
         facts = {
             "digits": str(digits),
             "trajectory": str(out / "digits.strip.png"),

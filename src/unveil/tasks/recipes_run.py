@@ -32,6 +32,7 @@ from unveil.model.config import (
 )
 from unveil.model.config.model import NETWORKS
 from unveil.model.config.objective import DenoisingObjective, FramewiseObjective, SimpleObjective, SlicedObjective
+from unveil.model.config.sampling import KEPT
 from unveil.nn import captioner, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.layers import meta_device
@@ -158,7 +159,12 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
 def _guidance_parts(config: GuidanceConfig) -> list[tuple[str, Any]]:
     if config.scale == 1:
         return []
-    kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
+    kinds: dict[str, Callable[..., Any]] = {
+        "cfg": guidance.cfg,
+        "apg": guidance.apg,
+        "cfg-zero": guidance.cfg_zero,
+        **dict.fromkeys(KEPT, guidance.keep_norm),
+    }
     parts: list[tuple[str, Any]] = [("guidance", kinds[config.kind]), ("schedule", guidance.SCHEDULES[config.schedule])]
     parts += [("interval", guidance.interval)] if config.interval is not None else []
     return [*parts, ("rescale", guidance.rescale)] if config.rescale else parts

@@ -17,7 +17,7 @@ import unveil
 from tests.checkpoints.hub.conftest import TOKEN, files_of
 from tests.checkpoints.hub.server import Hub, Repo
 from unveil.checkpoints.hub import client, get, table
-from unveil.errors import AlreadyExists, OutOfResources, RecipeError, WeightsError
+from unveil.errors import AlreadyExists, OutOfResources, RecipeError, UnsupportedFormat, WeightsError
 from unveil.io.console import Console
 from unveil.io.files import tensor_bytes
 from unveil.model import model_folder
@@ -256,9 +256,17 @@ def test_a_folder_of_diffusers_is_taken_by_its_parts_in_one_variant(hub: Hub):
     with pytest.raises(WeightsError, match=r"text_encoder/pytorch_model\.bin .*pickles"):
         get.plan("someone/sd")
     files["model_index.json"] = b'{"_class_name": "KandinskyPipeline"}'
-    with pytest.raises(WeightsError, match="someone/sd: KandinskyPipeline is not a pipeline that can be read"):
+    with pytest.raises(UnsupportedFormat, match="someone/sd: KandinskyPipeline is not a pipeline that can be read"):
         get.plan("someone/sd")
     assert not hub.requested("unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "makes"), [("LTXConditionPipeline", "videos"), ("DDPMPipeline", "images of 32 x 32")])
+def test_settings_say_what_a_model_makes(tmp_path: Path, kind: str, makes: str):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind, "unet": ["diffusers", "UNet2DModel"]}))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"sample_size": 32}))
+    assert get.makes_of(tmp_path) == makes
 
 
 def test_one_of_several_files_is_chosen_and_lands_alone(hub: Hub):

@@ -5,6 +5,7 @@ Other pipelines run through diffusers' own networks, see `checkpoints.hf`. Nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from unveil.io.files import staged
 from unveil.model import Model, model_folder
 from unveil.nn.unet import UNet
 
-READERS = dict.fromkeys(stable_diffusion.CLASSES, stable_diffusion.read_stable_diffusion)
-READERS |= dict.fromkeys(unconditional.CLASSES, unconditional.read_unconditional)
+READERS: dict[str, Callable[[PipelineFolder], LoadedCheckpoint]] = {
+    **dict.fromkeys(stable_diffusion.CLASSES, stable_diffusion.read_stable_diffusion),
+    **dict.fromkeys(unconditional.CLASSES, unconditional.read_unconditional),
+}
 
 
 def is_native(path: Path) -> bool:

@@ -136,14 +136,14 @@ def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any])
         return getattr(library, kind).from_config(settings)
 
 
-def image_codec(folder: PipelineFolder) -> AutoencoderKL:
-    """The autoencoder of a folder of images, in float32.
+def image_codec(folder: PipelineFolder, name: str = "vae") -> AutoencoderKL:
+    """The autoencoder of a folder of images, in float32; `name` is that of its component.
 
     Raises:
         WeightsError: A component that is missing, damaged, or has a codebook.
     """
-    settings = folder.settings("vae", ["AutoencoderKL"])
-    theirs = folder.tensors("vae")
+    settings = folder.settings(name, ["AutoencoderKL"])
+    theirs = folder.tensors(name)
     scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
     if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
         scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
@@ -154,7 +154,7 @@ def image_codec(folder: PipelineFolder) -> AutoencoderKL:
     codec = autoencoder.build_autoencoder(theirs, config)
     if not isinstance(codec, AutoencoderKL):
         raise WeightsError(
-            f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
+            f"{folder.path / name}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
         )
     return codec
 

@@ -137,12 +137,120 @@ class ZImage(nn.Module):
         return -torch.stack(list(y)).squeeze(2)
 
 
+class Lumina2(nn.Module):
+    """Lumina-Image 2's transformer: text and latents are one sequence; its time runs from noise to data.
+
+    Args:
+        net: A `Lumina2Transformer2DModel`.
+
+    Source: Qin et al. 2025, section 3 (arXiv:2503.21758).
+    """
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+        self.patch = self.multiple = int(net.config.patch_size)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
+        tokens, mask = _masked(condition)
+        check_size(x, self.patch)
+        return -self.net(
+            hidden_states=x,
+            timestep=(1000 - t) / 1000,
+            encoder_hidden_states=tokens,
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+
+
+class QwenImage(nn.Module):
+    """Qwen-Image's transformer: text and latents are one sequence, squares of 2 x 2 latents are tokens.
+
+    Args:
+        net: A `QwenImageTransformer2DModel`.
+
+    Raises:
+        RecipeError: The network of another pipeline, for editing, layers or distilled guidance.
+
+    Source: Qwen team 2025, section 2.4 (arXiv:2508.02324).
+    """
+
+    patch = multiple = 2
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        for name in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
+            if net.config.get(name):
+                raise RecipeError(f"{name} = True: only False is supported, Qwen-Image's from text")
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
+        tokens, mask = _masked(condition)
+        check_size(x, self.patch)
+        size = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
+        y = self.net(
+            hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
+            timestep=t / 1000,
+            encoder_hidden_states=tokens,
+            encoder_hidden_states_mask=mask.long(),
+            img_shapes=[[(1, *size)]] * len(x),
+            return_dict=False,
+        )[0]
+        return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, size), self.patch)
+
+
+class Flux2(nn.Module):
+    """FLUX.2's transformer: each latent is a token, at the place of its row and column; text has its own places.
+
+    Args:
+        net: A `Flux2Transformer2DModel` without a guidance embedding.
+
+    Raises:
+        RecipeError: The network is conditioned on a guidance scale.
+
+    Source: FLUX.2's published inference code (github.com/black-forest-labs/flux2).
+    """
+
+    patch = multiple = 1
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        if net.config.guidance_embeds:
+            raise RecipeError("guidance_embeds = True: only networks of FLUX.2 klein are supported, which have False")
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
+        tokens = prompt_tokens(condition, masked=False)
+        rows, columns = x.shape[-2:]
+        words = torch.zeros(tokens.shape[1], 4, device=x.device)
+        words[:, 3] = torch.arange(len(words), device=x.device)
+        places = torch.zeros(rows, columns, 4, device=x.device)
+        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
+        places[..., 2] += torch.arange(columns, device=x.device)
+        y = self.net(
+            hidden_states=x.flatten(2).transpose(1, 2),
+            timestep=t / 1000,  # which it multiplies again
+            guidance=None,
+            encoder_hidden_states=tokens,
+            txt_ids=words,
+            img_ids=places.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        return y.transpose(1, 2).unflatten(2, (rows, columns))
+
+
 # class -> adapter
 DIT_NETWORKS: dict[str, type[nn.Module]] = {
     "PixArtTransformer2DModel": PixArt,
     "SanaTransformer2DModel": Sana,
     "ChromaTransformer2DModel": Chroma,
     "ZImageTransformer2DModel": ZImage,
+    "QwenImageTransformer2DModel": QwenImage,
+    "Lumina2Transformer2DModel": Lumina2,
+    "Flux2Transformer2DModel": Flux2,
 }
 
 

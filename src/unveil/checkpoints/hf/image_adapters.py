@@ -23,27 +23,34 @@ SIZES = 6  # size conditioning of SDXL: two sizes and a position
 class DiffusersUNet(nn.Module):
     """SDXL's U-Net: text across, pooled text and six numbers of the image's size added to the time embedding.
 
+    A network that was trained to inpaint takes the condition's `concat` beside x.
+
     Args:
         net: A `UNet2DConditionModel` with `addition_embed_type` "text_time".
+        extra_dims: Numbers after the pooled text: six, or the refiner's five.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    extra_dims = SIZES
-
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, extra_dims: int = SIZES) -> None:
         super().__init__()
-        self.net = net
-        settings: Any = net.config
-        self.vector_dim = int(
-            settings.projection_class_embeddings_input_dim - SIZES * settings.addition_time_embed_dim + SIZES
-        )
+        self.net, self.extra_dims = net, extra_dims
+        self.settings: Any = net.config
+        self.shown = int(self.settings.in_channels) - int(self.settings.out_channels)
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the condition's vector."""
+        settings, count = self.settings, self.extra_dims
+        return int(settings.projection_class_embeddings_input_dim - count * settings.addition_time_embed_dim + count)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
-        added = {"text_embeds": vector[:, :-SIZES], "time_ids": vector[:, -SIZES:]}
+        added = {"text_embeds": vector[:, : -self.extra_dims], "time_ids": vector[:, -self.extra_dims :]}
         mask = None if condition is None else condition.mask
+        if condition is not None and condition.concat is not None:
+            x = torch.cat([x, condition.concat.to(x)], dim=1)
         return self.net(
             x, t, encoder_hidden_states=tokens, encoder_attention_mask=mask, added_cond_kwargs=added, return_dict=False
         )[0]
@@ -117,7 +124,7 @@ class Flux(nn.Module):
         return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
 
 
-# Classes that make clips, whose adapters are in `video_networks`
+# Classes that make clips, whose adapters are in `video_adapters`; the first one may be shown an image besides
 CLIPS = (
     "WanTransformer3DModel",
     "LTXVideoTransformer3DModel",
@@ -138,13 +145,6 @@ ONLY: dict[str, dict[str, tuple[Any, str]]] = {
         "addition_embed_type": ("text_time", "SDXL's U-Net has 'text_time'"),
         "class_embed_type": (None, "SDXL's U-Net has None"),
         "time_cond_proj_dim": (None, "networks that are conditioned on the guidance scale are not supported"),
-    },
-    "WanTransformer3DModel": {
-        "image_dim": (
-            None,
-            "networks that are conditioned on an image by another encoder are not supported; take a T2V one",
-        ),
-        "added_kv_proj_dim": (None, "networks that attend to an image are not supported; take a T2V or TI2V one"),
     },
     "CogVideoXTransformer3DModel": {
         "ofs_embed_dim": (None, "networks that continue an image's latents are not supported; take the text one"),
@@ -168,7 +168,7 @@ def check_settings(kind: str, settings: Mapping[str, Any], where: str) -> None:
         if settings.get(name) != allowed:
             raise RecipeError(f"{where}: {name} = {settings.get(name)!r}: {why}")
     inside, outside = settings.get("in_channels"), settings.get("out_channels")
-    if kind in CLIPS and outside is not None and inside != outside:
+    if kind in CLIPS[1:] and outside is not None and inside != outside:
         raise RecipeError(
             f"{where}: in_channels = {inside}, out_channels = {outside}: networks that are shown more than the clip "
             "they make are not supported; take one of text to video"

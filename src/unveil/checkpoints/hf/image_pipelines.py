@@ -1,6 +1,7 @@
 """Models of diffusers' folders of images whose text encoder is T5 or a language model.
 
-Facts: defaults of diffusers' `PixArtSigmaPipeline`, `ChromaPipeline`, `SanaPipeline` and `ZImagePipeline`.
+Facts: defaults of diffusers' `PixArtSigmaPipeline`, `ChromaPipeline`, `SanaPipeline`, `ZImagePipeline`,
+`QwenImagePipeline`, `Lumina2Pipeline` and `Flux2KleinPipeline`.
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from unveil.checkpoints.hf.components import (
     assemble_model,
-    build_module,
     encoder_of,
     image_codec,
     image_shape,
     network_of,
     scheduler_of,
 )
-from unveil.checkpoints.hf.dit_adapters import DIT_NETWORKS, Chroma, PixArt, Sana, ZImage
-from unveil.checkpoints.hf.family import PipelineFamily
-from unveil.checkpoints.hf.language_models import language_model_of, sana_prompts, z_image_prompts
+from unveil.checkpoints.hf.dit_adapters import DIT_NETWORKS, Chroma, Flux2, Lumina2, PixArt, QwenImage, Sana, ZImage
+from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
+from unveil.checkpoints.hf.image_vaes import DeepCompression, Flux2Codec, QwenCodec
+from unveil.checkpoints.hf.language_models import (
+    flux2_prompts,
+    language_model_of,
+    lumina2_prompts,
+    qwen_prompts,
+    sana_prompts,
+    z_image_prompts,
+)
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
-from unveil.checkpoints.hf.weights import fill
 from unveil.conditioning.prompt_embeds import LongPromptEncoder
-from unveil.errors import ShapeError
+from unveil.core.flow import TokenFlow
+from unveil.errors import UnsupportedFormat
 from unveil.io.optional_deps import import_extra
 from unveil.model import Model
-from unveil.types import format_size
 
 PIXART_TOKENS, CHROMA_TOKENS = 300, 512
 LATENTS = 128  # default side of the latents
@@ -58,8 +64,7 @@ def sana(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `SanaPipeline`, whose instruction to its language model is diffusers'."""
     network = network_of(folder, "transformer", Sana, dtype)
     codec = DeepCompression(folder)
-    library: Any = import_extra("diffusers", f"a {folder.kind}")
-    instruction = inspect.signature(library.SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    instruction = default_of(folder, "SanaPipeline", "complex_human_instruction")
     prompt = language_model_of(folder, sana_prompts("\n".join(instruction)), dtype)
     side = int(folder.settings("transformer", DIT_NETWORKS)["sample_size"]) * codec.factor
     sample = {"steps": 20, "guidance": {"scale": 4.5}}
@@ -74,44 +79,69 @@ def z_image(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler_of(folder), codec, image_shape(codec, LATENTS), (prompt,), sample)
 
 
-class DeepCompression(nn.Module):
-    """The autoencoder of Sana, an `AutoencoderDC`, as a codec: latents times a scale.
+def qwen_image(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a `QwenImagePipeline`, whose instruction to its language model is diffusers'."""
+    network, codec = network_of(folder, "transformer", QwenImage, dtype), QwenCodec(folder)
+    theirs = pipeline_of(folder, "QwenImagePipeline", "scheduler", "vae", "text_encoder", "tokenizer", "transformer")
+    read = qwen_prompts(str(theirs.prompt_template_encode), int(theirs.prompt_template_encode_start_idx))
+    sample = {"steps": 50, "guidance": {"scale": 4.0, "kind": "cfg-token-norm"}}
+    shape, prompt = (3, LATENTS * codec.factor, LATENTS * codec.factor), language_model_of(folder, read, dtype)
+    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
 
-    Source: Chen et al. 2024 (arXiv:2410.10733).
+
+def lumina2(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a `Lumina2Pipeline`, whose instruction to its language model is diffusers'.
+
+    Raises:
+        UnsupportedFormat: A scheduler whose shift follows the size; published ones have one shift.
     """
+    network, codec, scheduler = (
+        network_of(folder, "transformer", Lumina2, dtype),
+        image_codec(folder),
+        scheduler_of(folder),
+    )
+    if scheduler.size_shift is not None:
+        raise UnsupportedFormat(f"{folder.path / 'scheduler'}: use_dynamic_shifting = True: only False is supported")
+    theirs = pipeline_of(folder, "Lumina2Pipeline", "scheduler", "vae", "text_encoder", "tokenizer", "transformer")
+    prompt = language_model_of(folder, lumina2_prompts(str(theirs.system_prompt)), dtype)
+    sample = {"steps": 30, "guidance": {"scale": 4.0, "kind": "cfg-row-norm"}, "schedule": "uniform"}
+    side = int(folder.settings("transformer", DIT_NETWORKS).get("sample_size", LATENTS))
+    return assemble_model(folder, network, scheduler, codec, image_shape(codec, side), (prompt,), sample)
 
-    stochastic = False
 
-    def __init__(self, folder: PipelineFolder) -> None:
-        super().__init__()
-        self.vae = build_module(folder, "AutoencoderDC", folder.settings("vae", ["AutoencoderDC"]))
-        fill(self.vae, folder.tensors("vae"), torch.float32, folder.path / "vae")
-        self.scale, self.channels = float(self.vae.config.scaling_factor), int(self.vae.config.latent_channels)
-        self.factor = int(self.vae.spatial_compression_ratio)
+def flux2_klein(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a `Flux2KleinPipeline`, distilled to few steps or not.
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The latents (B, Z, H / factor, W / factor) of images (B, 3, H, W); errors are those of `latent_shape`."""
-        del noise
-        self.latent_shape(tuple(pixels.shape[1:]))
-        return self.vae.encode(pixels, return_dict=False)[0] * self.scale
+    Raises:
+        UnsupportedFormat: A scheduler whose shift does not follow the size.
+    """
+    network, codec, scheduler = (
+        network_of(folder, "transformer", Flux2, dtype),
+        Flux2Codec(folder),
+        scheduler_of(folder),
+    )
+    if scheduler.size_shift is None or not scheduler.size_shift["exponential"]:
+        raise UnsupportedFormat(f"{folder.path / 'scheduler'}: needs use_dynamic_shifting, with exponential shifts")
+    layers = default_of(folder, "Flux2KleinPipeline", "text_encoder_out_layers")
+    prompt = language_model_of(folder, flux2_prompts(tuple(layers)), dtype)
+    distilled = bool(folder.index.get("is_distilled"))
+    sample = {"steps": 4 if distilled else 50, "schedule": "size-and-steps"}
+    sample |= {} if distilled else {"guidance": {"scale": 4.0}}
+    shape = (3, LATENTS * codec.factor // 2, LATENTS * codec.factor // 2)
+    model = assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
+    model.denoiser = model.denoiser.with_process(TokenFlow().resized(codec.latent_shape(shape)))
+    return model
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images of latents, both (B, ...)."""
-        return self.vae.decode(latents / self.scale, return_dict=False)[0]
 
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(Z, H / factor, W / factor) of (3, H, W).
+def pipeline_of(folder: PipelineFolder, kind: str, *parts: str) -> Any:
+    """A pipeline of diffusers without its parts, for texts that its constructor states."""
+    return getattr(import_extra("diffusers", f"a {folder.kind}"), kind)(**dict.fromkeys(parts))
 
-        Raises:
-            ShapeError: A side that is not a multiple of the factor; names the nearest.
-        """
-        sides, unit = shape[-2:], self.factor
-        if any(side < unit or side % unit for side in sides):
-            near = format_size([max(unit, round(side / unit) * unit) for side in sides])
-            raise ShapeError(
-                f"size {format_size(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
-            )
-        return self.channels, sides[0] // unit, sides[1] // unit
+
+def default_of(folder: PipelineFolder, kind: str, argument: str) -> Any:
+    """The default of an argument of a pipeline's call."""
+    library: Any = import_extra("diffusers", f"a {folder.kind}")
+    return inspect.signature(getattr(library, kind).__call__).parameters[argument].default
 
 
 def _lowered(text: str) -> str:
@@ -119,14 +149,14 @@ def _lowered(text: str) -> str:
 
 
 FAMILIES = (
-    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=("sample",)),
+    PipelineFamily(name="PixArt-Sigma", pipelines=("PixArtSigmaPipeline",), load=pixart, tasks=IMAGE_TASKS),
     PipelineFamily(
         name="Chroma",
         pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
         load=chroma,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
     ),
-    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=("sample",)),
+    PipelineFamily(name="Sana", pipelines=("SanaPipeline", "SanaControlNetPipeline"), load=sana, tasks=IMAGE_TASKS),
     PipelineFamily(
         name="Z-Image",
         pipelines=(
@@ -137,6 +167,25 @@ FAMILIES = (
             "ZImageControlNetInpaintPipeline",
         ),
         load=z_image,
-        tasks=("sample",),
+        tasks=IMAGE_TASKS,
+    ),
+    PipelineFamily(
+        name="Qwen-Image",
+        pipelines=(
+            "QwenImagePipeline",
+            "QwenImageImg2ImgPipeline",
+            "QwenImageInpaintPipeline",
+            "QwenImageControlNetPipeline",
+            "QwenImageControlNetInpaintPipeline",
+        ),
+        load=qwen_image,
+        tasks=IMAGE_TASKS,
+    ),
+    PipelineFamily(name="Lumina 2", pipelines=("Lumina2Pipeline",), load=lumina2, tasks=IMAGE_TASKS),
+    PipelineFamily(
+        name="FLUX.2 klein",
+        pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+        load=flux2_klein,
+        tasks=IMAGE_TASKS,
     ),
 )

@@ -21,7 +21,8 @@ from unveil.io.files import sha256
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
-UNREAD = {"safety_checker": "stable_diffusion"}  # a part of diffusers' that Stable Diffusion's folders list
+# Parts by the module of diffusers' pipelines that defines their class
+MODULES = {"safety_checker": "stable_diffusion", "bert": "latent_diffusion"}
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
@@ -115,7 +116,7 @@ class PipelineFolder:
         if code:
             raise WeightsError(f"{code[0]}: code in the folder of a model, which is never run; remove it or ask why")
         for name, entry in self.index.items():
-            if isinstance(entry, list) and entry and entry[0] not in (None, *LIBRARIES, UNREAD.get(name)):
+            if isinstance(entry, list) and entry and entry[0] not in (None, *LIBRARIES, MODULES.get(name)):
                 raise WeightsError(
                     f"{self.path / INDEX}: {name} is of {entry[0]!r}; only {' and '.join(LIBRARIES)} are known"
                 )

@@ -5,13 +5,13 @@ Facts: defaults of diffusers' `StableDiffusionXLPipeline`, `StableDiffusion3Pipe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unveil.checkpoints.hf import image_pipelines, stable_diffusion, unconditional, video_pipelines
+from unveil.checkpoints.hf import image_pipelines, older_pipelines, stable_diffusion, unconditional, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
     empty_adapter,
@@ -23,12 +23,13 @@ from unveil.checkpoints.hf.components import (
     weights_of,
 )
 from unveil.checkpoints.hf.family import IMAGE_TASKS, PipelineFamily
-from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, MMDiT
+from unveil.checkpoints.hf.image_adapters import NETWORKS, SIZES, DiffusersUNet, Flux, MMDiT
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport, compare
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import text_encoder
-from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
+from unveil.conditioning.image import ConcatCondition
+from unveil.conditioning.micro_conditioning import ScalarCondition, ScoredPrompt, SizeCondition
 from unveil.conditioning.text_encoder import CombineEncoders, EncoderOutput, MultiTextEncoder
 from unveil.errors import UnsupportedFormat, did_you_mean
 from unveil.io.files import read_header
@@ -44,7 +45,11 @@ GUIDANCE = 3.5  # default of FLUX's guidance embedding
 
 
 def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`."""
+    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`.
+
+    A refiner has the second text encoder alone, and a score. A network that was trained to inpaint takes a mask and
+    the latents of the masked image.
+    """
     network, codec, scheduler = (
         network_of(folder, "unet", DiffusersUNet, dtype),
         image_codec(folder),
@@ -52,11 +57,22 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     )
     assert isinstance(network, DiffusersUNet)
     shape = image_shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, extra_dims=network.extra_dims)
+    scored = bool(folder.index.get("requires_aesthetics_score", False))
+    network.extra_dims = SIZES - 1 if scored else SIZES
+    gives: dict[int, EncoderOutput] = {1: "tokens", 2: "both"} if folder.has("text_encoder") else {2: "both"}
+    prompt = _prompt(folder, text_encoder.sdxl_concat, gives, dtype, extra_dims=network.extra_dims)
     prompt.zero_uncond = bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    size = SizeCondition(shape, network.vector_dim - network.extra_dims)
+    size = SizeCondition(shape, network.vector_dim - network.extra_dims, scored=scored)
+    channels = codec.latent_shape(shape)[0]
+    masks = (ConcatCondition(1, key="mask"), ConcatCondition(channels, key="masked")) if network.shown else ()
+    if network.shown not in (0, 1 + channels):
+        raise UnsupportedFormat(
+            f"{folder.path / 'unet'}: takes {network.shown} channels more than latents; only a mask and the latents of "
+            "an image are supported"
+        )
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return assemble_model(folder, network, scheduler, codec, shape, (prompt, size), sample)
+    first = ScoredPrompt(prompt) if scored else prompt
+    return assemble_model(folder, network, scheduler, codec, shape, (first, size, *masks), sample)
 
 
 def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -68,7 +84,8 @@ def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     )
     settings = folder.settings("transformer", NETWORKS)
     rule = text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
-    gives: tuple[EncoderOutput, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
+    gives: dict[int, EncoderOutput] = {1: "both", 2: "both"}
+    gives |= {3: "tokens"} if folder.has("text_encoder_3") else {}
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = image_shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
@@ -85,7 +102,12 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.extra_dims else "few-step"]
     prompt = _prompt(
-        folder, text_encoder.flux_concat, ("vector", "tokens"), dtype, extra_dims=network.extra_dims, length=length
+        folder,
+        text_encoder.flux_concat,
+        {1: "vector", 2: "tokens"},
+        dtype,
+        extra_dims=network.extra_dims,
+        length=length,
     )
     guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.extra_dims else []
     sample: dict[str, Any] = {"steps": 28 if network.extra_dims else 4}
@@ -120,7 +142,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
         name="DDPM, DDIM, and LDM without conditions",
         pipelines=unconditional.CLASSES,
         load=load_unconditional,
-        tasks=("sample",),
+        tasks=("sample", "img2img", "inpaint", "train"),
         networks=("unet",),
         native=True,
         report=unconditional.report,
@@ -139,7 +161,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "StableDiffusionXLControlNetUnionInpaintPipeline",
         ),
         load=sdxl,
-        tasks=("sample", "img2img", "lora"),
+        tasks=IMAGE_TASKS,
         networks=("unet",),
     ),
     PipelineFamily(
@@ -152,7 +174,7 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "StableDiffusion3ControlNetInpaintingPipeline",
         ),
         load=sd3,
-        tasks=("sample", "lora"),
+        tasks=IMAGE_TASKS,
     ),
     PipelineFamily(
         name="FLUX.1",
@@ -165,8 +187,9 @@ FAMILIES: tuple[PipelineFamily, ...] = (
             "FluxControlNetInpaintPipeline",
         ),
         load=flux,
-        tasks=("sample", "lora"),
+        tasks=IMAGE_TASKS,
     ),
+    *older_pipelines.FAMILIES,
     *image_pipelines.FAMILIES,
     *video_pipelines.FAMILIES,
 )
@@ -258,7 +281,7 @@ def inspect(path: Path) -> dict[str, Any]:
 def _prompt(
     folder: PipelineFolder,
     together: CombineEncoders,
-    gives: Sequence[EncoderOutput],
+    gives: Mapping[int, EncoderOutput],
     dtype: torch.dtype,
     *,
     extra_dims: int = 0,
@@ -267,11 +290,11 @@ def _prompt(
     """The prompt's text encoders, the first one first.
 
     Args:
-        gives: Output of each encoder.
+        gives: Output of each encoder, by its number in the folder.
         extra_dims: See `MultiTextEncoder`.
         length: Tokens of T5.
     """
-    each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
+    each = [encoder_of(folder, number, output, dtype, length) for number, output in gives.items()]
     return MultiTextEncoder(
         [output for output, _ in each], together, extra_dims=extra_dims, precisions=[precision for _, precision in each]
     )

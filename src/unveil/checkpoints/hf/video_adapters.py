@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
+from unveil.checkpoints.hf.language_models import GLYPHS
 from unveil.checkpoints.hf.wan_cache import CachedWan
-from unveil.errors import ShapeError
+from unveil.errors import RecipeError, ShapeError
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
@@ -25,13 +26,14 @@ FRAME_RATE = 25.0  # default of LTX-Video
 class Wan(nn.Module):
     """Wan's transformer: text by cross-attention, and a level for each token where levels differ.
 
+    A network that continues an image is shown the latents of its frame besides x, and has one level for a clip. Where
+    it attends to the image too, the tokens of its frame are the condition's vector.
+
     Args:
-        net: A `WanTransformer3DModel` of text to video.
+        net: A `WanTransformer3DModel`.
 
-    Source: Wan team 2025, section 4.2 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
+    Source: Wan team 2025, sections 4.2 and 5.1 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
     """
-
-    takes_token_levels = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,6 +41,9 @@ class Wan(nn.Module):
         settings: Any = net.config
         self.patch: tuple[int, int, int] = tuple(settings.patch_size)
         self.multiple = self.patch[-1]
+        self.shown, self.image_dim = int(settings.in_channels) - int(settings.out_channels), settings.image_dim
+        self.attends_to_image = self.image_dim is not None
+        self.takes_token_levels = self.shown == 0
         self._run: CachedWan | None = None
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -52,13 +57,20 @@ class Wan(nn.Module):
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.multiple)
-        levels = of_tokens(t, x, self.patch)
-        if self._run is not None:
+        levels, image = of_tokens(t, x, self.patch), None
+        if self.shown:
+            if condition is None or condition.concat is None:
+                raise RecipeError("this network continues an image: give it as the first frame")
+            x = torch.cat([x, condition.concat.to(x)], dim=1)
+            if self.image_dim is not None and condition.vector is not None:
+                image = condition.vector.unflatten(1, (-1, int(self.image_dim)))
+        if self._run is not None and image is None:
             return self._run(x, levels, tokens)
         return self.net(
             hidden_states=x,
             timestep=levels if levels.ndim == 1 else levels.flatten(1),
             encoder_hidden_states=tokens,
+            encoder_hidden_states_image=image,
             return_dict=False,
         )[0]
 
@@ -92,6 +104,7 @@ class WanTwoExperts(nn.Module):
     def __init__(self, noisy: Wan, clean: Wan, boundary: float) -> None:
         super().__init__()
         self.noisy, self.clean, self.boundary = noisy, clean, boundary
+        self.shown, self.attends_to_image = noisy.shown, noisy.attends_to_image
         self.patch, self.multiple = noisy.patch, noisy.multiple
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -278,12 +291,56 @@ class Hunyuan(nn.Module):
         )[0]
 
 
+class Hunyuan15(nn.Module):
+    """HunyuanVideo 1.5's transformer from text: shown no image, with the letters of a prompt beside its text.
+
+    Args:
+        net: A `HunyuanVideo15Transformer3DModel`.
+
+    Source: HunyuanVideo 1.5's published inference code (github.com/Tencent-Hunyuan/HunyuanVideo-1.5).
+    """
+
+    takes_token_levels = False
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.settings: Any = net.config
+        if self.settings.use_meanflow:
+            raise RecipeError("use_meanflow = True: networks of few steps are not supported")
+        self.patch = self.multiple = int(self.settings.patch_size)
+        self.shown = int(self.settings.in_channels) - int(self.settings.out_channels)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, T, H, W) and times in thousandths (B,); tokens are those of `GLYPHS` first.
+
+        Raises:
+            RecipeError: No prompt.
+            ShapeError: A size that the network does not take.
+        """
+        tokens = prompt_tokens(condition, masked=True)
+        check_size(x, self.patch)
+        mask = None if condition is None else condition.mask
+        mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+        return self.net(
+            hidden_states=torch.cat([x, x.new_zeros(len(x), self.shown, *x.shape[2:])], dim=1),
+            timestep=t,
+            encoder_hidden_states=tokens[:, GLYPHS:, : self.settings.text_embed_dim],
+            encoder_attention_mask=mask[:, GLYPHS:],
+            encoder_hidden_states_2=tokens[:, :GLYPHS, : self.settings.text_embed_2_dim],
+            encoder_attention_mask_2=mask[:, :GLYPHS],
+            image_embeds=x.new_zeros(len(x), 1, self.settings.image_embed_dim),  # all zeros: none is seen
+            return_dict=False,
+        )[0]
+
+
 # class -> adapter
 CLIP_NETWORKS: dict[str, type[nn.Module]] = {
     "WanTransformer3DModel": Wan,
     "LTXVideoTransformer3DModel": LTX,
     "CogVideoXTransformer3DModel": CogVideoX,
     "HunyuanVideoTransformer3DModel": Hunyuan,
+    "HunyuanVideo15Transformer3DModel": Hunyuan15,
 }
 
 

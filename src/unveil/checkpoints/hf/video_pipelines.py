@@ -7,6 +7,7 @@ Wan team 2025 (arXiv:2503.20314) and the card of Wan2.2-TI2V-5B; the cards of Co
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,20 +25,25 @@ from unveil.checkpoints.hf.components import (
     weights_of,
 )
 from unveil.checkpoints.hf.family import PipelineFamily
+from unveil.checkpoints.hf.first_frame import FirstFrame, image_reader
 from unveil.checkpoints.hf.hunyuan_prompts import hunyuan_prompts_of
+from unveil.checkpoints.hf.language_models import hunyuan_prompts, two_models_of
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
-from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanTwoExperts
+from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Hunyuan15, Wan, WanTwoExperts
 from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
 from unveil.checkpoints.hf.weights import fill
+from unveil.checkpoints.hf_files import read_json
 from unveil.conditioning.micro_conditioning import ScalarCondition
 from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, PrecomputedPrompts, clean_prompt
-from unveil.errors import WeightsError
+from unveil.errors import UnsupportedFormat, WeightsError
 from unveil.io.files import read_header, read_tensors, staged, write_tensors
+from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.model import FPS
 from unveil.types import Condition
 
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
+CONTINUES = "WanImageToVideoPipeline"
 ROUTES = ("tokens", "mask", "vector")
 WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
 GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
@@ -45,25 +51,32 @@ GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
 WAN_FPS, WAN_5B_FPS, COG_FPS, COG_15_FPS, HUNYUAN_FPS = 16.0, 24.0, 8.0, 16.0, 24.0
 # default frames, height and width of a video
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
+HUNYUAN_15_SIZE = (121, 480, 848)
 
 
 def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `WanPipeline`, with one transformer or with two that share the levels."""
-    network: nn.Module = network_of(folder, "transformer", Wan, dtype)
+    """The model of a `WanPipeline`, with one transformer or with two that share the levels.
+
+    That of a `WanImageToVideoPipeline` takes the first frame as "image", unless its network has levels of tokens.
+    """
+    network: Any = network_of(folder, "transformer", Wan, dtype)
     if folder.has("transformer_2"):
         boundary, other = folder.index.get("boundary_ratio"), network_of(folder, "transformer_2", Wan, dtype)
         if boundary is None:
             raise WeightsError(
                 f"{folder.path}: two transformers and no boundary_ratio in model_index.json; copy it again"
             )
-        assert isinstance(network, Wan)
         assert isinstance(other, Wan)
         network = WanTwoExperts(network, other, 1000 * float(boundary))
     prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=clean_prompt)
     codec = _codec(folder, "AutoencoderKLWan", network)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
     fps = WAN_5B_FPS if folder.index.get("expand_timesteps") else WAN_FPS  # text and image to video, 5B
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample, fps)
+    shape = (3, *WAN_SIZE)
+    first: tuple[nn.Module, ...] = ()
+    if network.shown:
+        first = (FirstFrame(codec, shape, image_reader(folder, dtype) if network.attends_to_image else None),)
+    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt, *first), sample, fps)
 
 
 def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -115,12 +128,34 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler, codec, shape, (prompt, *guidance), sample, HUNYUAN_FPS)
 
 
+def hunyuan15(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+    """The model of a `HunyuanVideo15Pipeline`, whose instruction to its language model is diffusers'.
+
+    Raises:
+        UnsupportedFormat: A guider that is not plain classifier-free guidance.
+    """
+    network = network_of(folder, "transformer", Hunyuan15, dtype)
+    codec = _codec(folder, "AutoencoderKLHunyuanVideo15", network)
+    guider = read_json(folder.place("guider") / "guider_config.json")
+    fixed = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
+    if changed := [name for name, value in fixed.items() if guider.get(name, value) != value]:
+        raise UnsupportedFormat(f"{folder.path / 'guider'}: {changed[0]} = {guider[changed[0]]!r}: is not supported")
+    library: Any = import_extra("diffusers", f"a {folder.kind}")
+    theirs = inspect.signature(library.HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters
+    read = hunyuan_prompts(str(theirs["system_message"].default), int(theirs["crop_start"].default))
+    prompt = two_models_of(folder, read, dtype)
+    # its pipeline spaces the levels evenly itself
+    sample = {"steps": 50, "schedule": "uniform", "guidance": {"scale": float(guider.get("guidance_scale", 6.0))}}
+    scheduler, shape = scheduler_of(folder), (3, *HUNYUAN_15_SIZE)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample, HUNYUAN_FPS)
+
+
 FAMILIES = (
     PipelineFamily(
         name="Wan",
-        pipelines=("WanPipeline", "WanVideoToVideoPipeline"),
+        pipelines=("WanPipeline", "WanVideoToVideoPipeline", CONTINUES),
         load=wan,
-        tasks=("sample",),
+        tasks=("sample", "img2img", "inpaint"),
         networks=("transformer", "transformer_2"),
         video=True,
     ),
@@ -128,18 +163,25 @@ FAMILIES = (
         name="LTX-Video",
         pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
         load=ltx,
-        tasks=("sample",),
+        tasks=("sample", "img2img", "inpaint"),
         video=True,
     ),
     PipelineFamily(
         name="CogVideoX",
         pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
         load=cogvideox,
-        tasks=("sample",),
+        tasks=("sample", "img2img", "inpaint"),
         video=True,
     ),
     PipelineFamily(
         name="HunyuanVideo", pipelines=("HunyuanVideoPipeline",), load=hunyuan, tasks=("sample",), video=True
+    ),
+    PipelineFamily(
+        name="HunyuanVideo 1.5",
+        pipelines=("HunyuanVideo15Pipeline",),
+        load=hunyuan15,
+        tasks=("sample", "img2img", "inpaint"),
+        video=True,
     ),
 )
 
@@ -236,9 +278,13 @@ def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     codec = video_vae(vae)
     net: Any = (network.noisy if isinstance(network, WanTwoExperts) else network).net
     inside = net.config.in_channels
-    if inside != codec.channels:
+    continues = folder.kind == CONTINUES and getattr(network, "shown", 0)
+    wanted = 2 * codec.channels + codec.rates[0] if continues else codec.channels
+    if isinstance(network, Hunyuan15):
+        wanted = 2 * codec.channels + 1
+    if inside != wanted:
         raise WeightsError(
-            f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
-            "they are of different models, or the transformer is conditioned on an image too, which is not supported"
+            f"{folder.path}: the transformer takes {inside} channels, and {wanted} go with the autoencoder; they are "
+            "of different models, or the transformer is conditioned on more, which is not supported"
         )
     return codec

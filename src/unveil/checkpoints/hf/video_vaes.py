@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from unveil.errors import ShapeError
 from unveil.types import format_size
 
-CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
+CLIP_CODECS = (
+    "AutoencoderKLWan",
+    "AutoencoderKLLTXVideo",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLHunyuanVideo15",
+)
 
 
 class VideoVAE(nn.Module):
@@ -110,5 +116,7 @@ def video_vae(vae: Any) -> VideoVAE:
     if kind == "AutoencoderKLCogVideoX":
         rates = (int(settings.temporal_compression_ratio), 2 ** (len(settings.block_out_channels) - 1))
         return VideoVAE(vae, rates, scale=[float(settings.scaling_factor)], pairs=True)
+    if kind == "AutoencoderKLHunyuanVideo15":
+        vae.enable_slicing()  # its attention takes one clip
     rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
     return VideoVAE(vae, rates, scale=[float(settings.scaling_factor)])

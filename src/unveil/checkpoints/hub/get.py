@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from unveil.checkpoints import inspection, registry
 from unveil.checkpoints.format import SUBFOLDER_OF_KIND, Kind
-from unveil.checkpoints.hf import pipelines, video_pipelines
+from unveil.checkpoints.hf import pipelines
 from unveil.checkpoints.hf.pipeline_folder import INDEX
 from unveil.checkpoints.hf_files import PICKLES, read_json
 from unveil.checkpoints.hub import client, table
@@ -208,7 +208,8 @@ def _require_pipeline(repository: Repository) -> str:
     """Return the class of diffusers that a repository was written by; empty: another kind of repository.
 
     Raises:
-        WeightsError: A pipeline that is not read, or something in the folder that would have to be run.
+        UnsupportedFormat: A pipeline that is not read.
+        WeightsError: Something in the folder that would have to be run.
     """
     index = repository.find(INDEX)
     if index is None:
@@ -391,7 +392,8 @@ def makes_of(folder: Path) -> str:
             shape = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))["shape"]
             return f"{'videos' if len(shape) == 4 else 'images'} of {' x '.join(map(str, shape[1:]))}"
         index = read_json(folder / INDEX)
-        if index.get("_class_name") in video_pipelines.PIPELINES:
+        family = pipelines.PIPELINES.get(str(index.get("_class_name")))
+        if family is not None and family.video:
             return "videos"
         network = next(name for name in ("unet", "transformer") if name in index)
         side = read_json(folder / network / "config.json").get("sample_size")

@@ -3,7 +3,15 @@
 from unveil.core.denoiser import clip_dynamic, clip_static
 from unveil.core.guidance.apg import Momentum, apg, cfg_zero
 from unveil.core.guidance.batching import Conditioned, batch_cond_uncond, memoized, should_batch
-from unveil.core.guidance.classifier_free import autoguidance, cfg, composed, interval, multi_condition, rescale
+from unveil.core.guidance.classifier_free import (
+    autoguidance,
+    cfg,
+    composed,
+    interval,
+    keep_norm,
+    multi_condition,
+    rescale,
+)
 from unveil.core.guidance.schedule import (
     SCHEDULES,
     Scale,
@@ -38,6 +46,7 @@ __all__ = [
     "cosine",
     "gradient",
     "interval",
+    "keep_norm",
     "linear",
     "log_probability",
     "memoized",

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unveil.core import elementary, prediction
 from unveil.core.denoiser import DenoiseFn, Estimate
@@ -164,6 +165,34 @@ def rescale(
     return rescaled
 
 
+def keep_norm(
+    guided: DenoiseFn, conditional: DenoiseFn, over: Literal["tokens", "rows"], *, of: Prediction = prediction.flow
+) -> DenoiseFn:
+    """The guided velocity with the norm of the conditional one, in each part of a latent image by itself.
+
+    Args:
+        guided: Guided denoiser, such as `cfg(conditional, null, 4)`.
+        conditional: Conditional denoiser that it guides, see `rescale`.
+        over: Parts: squares of 2 x 2 latents with all channels, the tokens of Qwen-Image; or rows of a channel, as in
+            Lumina 2's pipeline.
+        of: Quantity whose norm is kept.
+
+    Raises:
+        ShapeError: Tokens of latents whose sides are odd. Raised by the returned function.
+
+    Source: Qwen team 2025 (arXiv:2508.02324) and Qin et al. 2025 (arXiv:2503.21758), published inference code.
+    """
+
+    def rescaled(x: Tensor, level: NoiseLevel) -> Estimate:
+        strong, plain = guided(x, level), conditional(x, level)
+        y = target_of(of, strong, x, level)
+        wanted = _norm(target_of(of, plain, x, level), over)
+        factor = elementary.safe_divide(wanted, _norm(y, over), 1.0)
+        return Estimate.solved(solve(of, level), x, factor.to(y.dtype) * y, strong.extra)
+
+    return rescaled
+
+
 def lerp_estimates(start: Estimate, end: Estimate, weight: Tensor, x: Tensor) -> Estimate:
     """Interpolate between two estimates, by a share that may differ per sample and channel."""
     if not weight.ndim:
@@ -204,3 +233,14 @@ def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Tensor], x: Tensor, l
 
 def _deviation(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).std(dim=1, correction=0)
+
+
+def _norm(y: Tensor, over: Literal["tokens", "rows"]) -> Tensor:
+    """The norm of the part of y that each number belongs to, broadcastable to y."""
+    if over == "rows":
+        return torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    if y.ndim != 4 or y.shape[-2] % 2 or y.shape[-1] % 2:
+        raise ShapeError(f"x {tuple(y.shape)}: tokens of 2 x 2 latents need (B, C, H, W) with even sides")
+    squares = functional.pixel_unshuffle(y, 2)
+    norms = torch.linalg.vector_norm(squares, dim=1, keepdim=True)
+    return functional.interpolate(norms, scale_factor=2.0, mode="nearest")

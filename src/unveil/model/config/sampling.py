@@ -26,12 +26,17 @@ Option = bool | int | float | str
 OF_THE_MODEL = ("variance", "shift")  # settings of a sampler that the model and the caller give
 
 
+# Kinds of guidance that keep the norm of the conditional velocity, and the parts that it is kept in
+KEPT: dict[str, Literal["tokens", "rows"]] = {"cfg-token-norm": "tokens", "cfg-row-norm": "rows"}
+
+
 class GuidanceConfig(Section):
     """Classifier-free guidance.
 
     Attributes:
         scale: Guidance scale; 1: no guidance, 0: without the condition, below 0: away from it.
-        kind: Plain, adaptive projected, or CFG-Zero* for flow models.
+        kind: Plain, adaptive projected, CFG-Zero* for flow models, or plain with the norm of the conditional velocity
+            in each token (of Qwen-Image) or each row (of Lumina 2).
         schedule: Change of the scale over the noise levels.
         interval: Lower and upper t; other noise levels are not guided.
         rescale: Share of the standard deviation of the conditional estimate that is restored, against too much
@@ -40,7 +45,7 @@ class GuidanceConfig(Section):
     """
 
     scale: float = Field(default=1.0, ge=-100, le=100)
-    kind: Literal["cfg", "apg", "cfg-zero"] = "cfg"
+    kind: Literal["cfg", "apg", "cfg-zero", "cfg-token-norm", "cfg-row-norm"] = "cfg"
     schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
     interval: tuple[Share, Share] | None = None
     rescale: Share = 0.0
@@ -65,6 +70,8 @@ class GuidanceConfig(Section):
         else:
             plain = self.scale if self.schedule == "constant" else scale
             guided = guidance.cfg(conditional, null, plain, channels=self.channels)
+        if self.kind in KEPT:
+            guided = guidance.keep_norm(guided, conditional, KEPT[self.kind])
         if self.rescale:
             guided = guidance.rescale(guided, conditional, self.rescale)
         return guided if self.interval is None else guidance.interval(guided, conditional, *self.interval)
