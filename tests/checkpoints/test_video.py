@@ -98,7 +98,9 @@ def test_clips_are_those_of_the_pipeline(clip_folders, name):
 def test_hunyuan_makes_the_clips_of_its_pipeline_of_prompts_that_were_written_down(tmp_path):
     pipeline = tiny_video.hunyuan()
     path = tiny_hf.saved(pipeline, tmp_path / "hunyuan")
-    with pytest.raises(WeightsError, match=r"prompts of a HunyuanVideoPipeline are read from prompts.safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"no text_encoder, which HunyuanVideoPipeline needs; .* as prompts.safetensors"
+    ):
         unveil.load(path)
     generator = torch.Generator().manual_seed(3)
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])

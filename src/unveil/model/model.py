@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
@@ -32,7 +33,7 @@ from unveil.core.rng import SampleRNG
 from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.samplers.loop import SamplingRun
-from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
+from unveil.errors import NonFinite, OutOfResources, RecipeError
 from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.config.sampling import current_settings
@@ -42,6 +43,7 @@ from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLe
 
 if TYPE_CHECKING:
     from unveil.autoencoders import LatentAutoencoder
+    from unveil.model.custom_sampling import GuidanceFunction, Guide, SamplerFunction, ScheduleFunction
 
 # (run of one batch, its rows in the whole set) -> the run that takes its place
 RunTransform = Callable[[SamplingRun, slice], SamplingRun]
@@ -53,8 +55,15 @@ class GenerateOptions(TypedDict, total=False):
     Attributes:
         negative_cond: Conditions to guide away from, by key.
         num_inference_steps: Number of sampling steps, as `steps`.
-        sampler: Name in `samplers.sampler_specs`.
-        schedule: Noise schedule: a name in `schedules.SCHEDULES`, a respacing string, or falling times.
+        sampler: Name in `samplers.sampler_specs`, or a function (schedule) that returns the steps, such as
+            `samplers.heun` or a function with a `CoefficientTable`.
+        schedule: Noise schedule: a name in `schedules.SCHEDULES`, a respacing string, falling times, or a function
+            (process, steps) that returns a `Schedule`.
+        guidance: Function (conditional, null) of two denoisers that returns the guided one, in place of classifier-free
+            guidance. `conditional` remembers its last call; `null` has no or the negative condition, and raises
+            RecipeError if the model has neither. Thresholding follows.
+        latents: Standard normal noise (count, *shape of the network's input) to start from, as diffusers' `latents`;
+            None: noise of the seed. The noise of stochastic samplers still follows the seed.
         threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
         eta: Share of the ancestral chain's noise, for samplers that take it; 0: deterministic.
         sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
@@ -72,8 +81,10 @@ class GenerateOptions(TypedDict, total=False):
 
     negative_cond: Raw | None
     num_inference_steps: int | None
-    sampler: str | None
-    schedule: str | Sequence[float] | None
+    sampler: str | SamplerFunction | None
+    schedule: str | Sequence[float] | ScheduleFunction | None
+    guidance: GuidanceFunction | None
+    latents: Tensor | None
     threshold: str | None
     eta: float | None
     sampling: Mapping[str, Any] | None
@@ -86,6 +97,7 @@ class GenerateOptions(TypedDict, total=False):
     on_step: Callable[[SamplingProgress], object] | None
 
 
+FUNCTIONS = ("sampler", "schedule", "guidance")  # keywords of `generate` that a function may be given for
 FPS = "fps"  # key of the condition on the frame rate, for networks that take it
 
 
@@ -350,13 +362,15 @@ class Model(nn.Module):
 
         Raises:
             RecipeError: A setting is invalid, or a keyword is unknown; the message names the nearest.
+            ShapeError: The latents have another shape than the network's input.
             NonFinite: The sampled values are not finite.
         """
         settings = self.sampling.changed(_sampling_changes(options, steps=steps, guidance_scale=guidance_scale))
         cond = _with_conditions(cond or {}, prompt=prompt, label=label)
         negative_cond = _with_conditions(options.get("negative_cond") or {}, prompt=negative_prompt)
         if count is None:
-            lengths = (len(value) for value in cond.values() if isinstance(value, list | tuple | Tensor))
+            listed = (*cond.values(), options.get("latents"))
+            lengths = (len(value) for value in listed if isinstance(value, list | tuple | Tensor))
             count = max([1, *lengths]) if isinstance(seed, int) else len(seed)
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
@@ -394,6 +408,11 @@ class Model(nn.Module):
             tile_size=options.get("tile_size"),
             cond_grad=options.get("cond_grad"),
         )
+        if any(callable(options.get(name)) for name in FUNCTIONS) or options.get("latents") is not None:
+            from unveil.model.custom_sampling import customized
+
+            guided = partial(self._guided, settings, count=len(seeds), cond_grad=options.get("cond_grad"))
+            run = customized(run, cast(Mapping[str, Any], options), batch, len(streams), settings.steps, guided)
         transform = options.get("transform")
         pixels = self.decode((run if transform is None else transform(run, batch)).run(options.get("on_step")))
         return pixels if settings.threshold == "none" else pixels.clamp(-1, 1)
@@ -476,11 +495,15 @@ class Model(nn.Module):
         null: Condition | None,
         count: int,
         cond_grad: Shift | None,
+        guide: Guide | None = None,
     ) -> DenoiseFn:
-        """Bind the conditions of one batch, with guidance and thresholding."""
+        """Bind the conditions of one batch, with guidance (that of the settings, or `guide`) and thresholding."""
         denoise = self.denoise_fn(condition)
         scale = settings.guidance.scale
-        if scale != 1:
+        if guide is not None and null is None:
+            denoise = guide(denoise, None)
+        elif guide is not None or scale != 1:
+            guided = guide or settings.guidance.guide
             if null is None:
                 raise RecipeError(
                     f"guidance_scale = {scale}: guidance needs a model trained with drop_prob > 0; use guidance_scale 1"
@@ -489,9 +512,9 @@ class Model(nn.Module):
             null = null if self.controls is None else self.controls.null_condition(null)
             alike = (condition.control_image is None) == (null.control_image is None)
             if scale != 0 and alike and guidance.should_batch(self.device, count):
-                denoise = settings.guidance.guide(*guidance.batch_cond_uncond(self._estimate, condition, null))
+                denoise = guided(*guidance.batch_cond_uncond(self._estimate, condition, null))
             else:
-                denoise = settings.guidance.guide(denoise, self.denoise_fn(null))
+                denoise = guided(denoise, self.denoise_fn(null))
         if cond_grad is not None and not settings.takes_shift:
             denoise = guidance.shift_eps(denoise, cond_grad)
         if settings.threshold != "none":
@@ -521,45 +544,6 @@ def resized_part(part: Any, shape: tuple[int, ...]) -> Any:
     return part.resized(shape) if hasattr(part, "resized") else part
 
 
-# Former names of keywords
-_FORMER_KEYWORDS = {
-    "raw": "cond",
-    "negative": "negative_cond",
-    "scale": "guidance_scale",
-    "grid": "schedule",
-    "clip": "threshold",
-    "first_sample": "start_index",
-    "seen": "tile_size",
-    "shift": "cond_grad",
-    "change": "transform",
-}
-# Keywords of other programs' pipelines, and the keywords of `generate`
-_FOREIGN_KEYWORDS = {
-    "cfg": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "num_images": "count",
-    "num_images_per_prompt": "count",
-    "n": "count",
-    "generator": "seed",
-    "scheduler": "schedule",
-    "class_labels": "label",
-    "height": "size",
-    "width": "size",
-    "num_frames": "size",
-    "frames": "size",
-    "given": "cond",
-}
-
-
-def _unknown_keyword(name: str) -> str:
-    if name in _FORMER_KEYWORDS:
-        return f"generate: {name} is the former name of {_FORMER_KEYWORDS[name]}; write {_FORMER_KEYWORDS[name]}"
-    explicit = [key for key in inspect.signature(Model.generate).parameters if key not in ("self", "options")]
-    allowed = [*explicit, *GenerateOptions.__annotations__]
-    near = f"; nearest: {_FOREIGN_KEYWORDS[name]!r}" if name in _FOREIGN_KEYWORDS else did_you_mean(name, allowed)
-    return f"generate: {name}: no such keyword{near}"
-
-
 def _with_conditions(conditions: Mapping[str, Any], **named: Any) -> dict[str, Any]:
     """Add the conditions that have a keyword to the conditions by key."""
     return {**conditions, **{key: value for key, value in named.items() if value is not None}}
@@ -568,10 +552,21 @@ def _with_conditions(conditions: Mapping[str, Any], **named: Any) -> dict[str, A
 def _sampling_changes(options: GenerateOptions, *, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
     """Return the settings of `SampleConfig` among the keywords of `Model.generate`."""
     if unknown := [name for name in options if name not in GenerateOptions.__annotations__]:
-        raise RecipeError(_unknown_keyword(unknown[0]))
+        from unveil.model.foreign_keywords import unknown_keyword
+
+        explicit = [key for key in inspect.signature(Model.generate).parameters if key not in ("self", "options")]
+        raise RecipeError(unknown_keyword(unknown[0], [*explicit, *GenerateOptions.__annotations__]))
     if steps is not None and options.get("num_inference_steps") is not None:
         raise RecipeError("generate: steps and num_inference_steps are the same setting; give one of them")
-    changes = {name: options.get(name) for name in ("sampler", "eta", "threshold", "schedule")}
+    changes: dict[str, Any] = {name: options.get(name) for name in ("sampler", "eta", "threshold", "schedule")}
+    if guidance_scale is not None and options.get("guidance") is not None:
+        raise RecipeError("generate: guidance_scale and guidance: a guidance function has its own scale; give one")
+    if callable(changes["sampler"]):
+        if changes["eta"] is not None:
+            raise RecipeError("generate: eta with a sampler function: functools.partial(function, eta=...) sets it")
+        changes["sampler"] = "ddim"  # takes no shift of the mean, like functions: the schedule is their only argument
+    if callable(changes["schedule"]):
+        del changes["schedule"]
     changes |= {"steps": options.get("num_inference_steps") if steps is None else steps}
     changes |= {"guidance_scale": guidance_scale}
     stated = {name: value for name, value in changes.items() if value is not None}

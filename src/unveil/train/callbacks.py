@@ -29,6 +29,7 @@ from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.learner import SampleSheets, Validator
 from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, UsualNorm, guarded, log
+from unveil.train.observers import Observers, RunLoggers, callback_states, read_image, restore_callbacks
 from unveil.train.peers import ProcessWatch
 from unveil.train.run_folder import RunFolder
 from unveil.train.sample_images import image_sheet, plot_run, with_control_images
@@ -157,6 +158,23 @@ class StepCallback(Callback):
             self.on_step(module.outcome)
 
 
+class TrainingStart(Callback):
+    """Callback that restores a run before the callbacks of the caller start; `TrainingCallback` follows them."""
+
+    def __init__(self, watch: TrainingCallback) -> None:
+        self._watch = watch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the states of the caller's callbacks."""
+        del trainer, pl_module
+        if self._watch.saved is not None:
+            restore_callbacks(self._watch.observers.callbacks, self._watch.saved.values.get("callbacks", {}))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Create the EMA, restore the checkpoint, and open the log."""
+        self._watch.start(trainer, _training_module(pl_module))
+
+
 class TrainingCallback(Callback):
     """Callback of a run in a folder, which logs, validates and saves; of several processes, the first one writes.
 
@@ -167,11 +185,16 @@ class TrainingCallback(Callback):
 
     Attributes:
         ended: Reason why the run stopped before its last step, an exit code, or 0 for "out of time"; None: it did not.
+        stopped: True if a callback of the caller ended the run before its last step.
         peers: Watch of the other processes; None: there are none, or training has not started.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems) -> None:
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems, observers: Observers
+    ) -> None:
         self.folder, self.config, self.stop, self.items = folder, config, stop, items
+        self.observers = observers
+        self.stopped = False
         self.samples: SampleSheets | None = None
         self.held_out: Validator | None = None
         self.saved: state.TrainingState | None = None
@@ -192,13 +215,12 @@ class TrainingCallback(Callback):
 
     # ------------------------------------------------------------------ what Lightning calls
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Create the EMA, restore the checkpoint, and open the log.
 
         Raises:
             RecipeError: The processes would resume from different steps, for example with folders that are not shared.
         """
-        module = _training_module(pl_module)
         steps = torch.as_tensor(module.all_gather(torch.tensor(module.step, device=module.device))).flatten().tolist()
         if len(set(steps)) > 1:
             raise RecipeError(
@@ -218,7 +240,9 @@ class TrainingCallback(Callback):
             self.saved = None  # its mapped files are not needed any more
         self._writes = trainer.is_global_zero
         if self._writes:
-            self._journal = MetricsLogger(self.folder.path, module.step if resumed else -1)
+            loggers = RunLoggers(self.observers.loggers)
+            loggers.settings(self.observers.settings)
+            self._journal = MetricsLogger(self.folder.path, module.step if resumed else -1, loggers)
             self._display = ProgressBar(self.config.steps, module.step)
             self._check_space(module)
             if module.step:
@@ -242,13 +266,16 @@ class TrainingCallback(Callback):
             self._roll_back(trainer, module, self._story(module, outcome), last=last)
         interrupted, terminated, late = (request > 0 for request in outcome.stop_requests)
         leaving = interrupted or terminated or late
+        if self.observers.callbacks and not last:
+            self.stopped = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
         if self._writes and not leaving:
             self._show(module, last)
         if last:
             module.learner.finish(module.average.model, self.items)
         due = self.config.save_every and module.step % self.config.save_every == 0
-        if due or last or leaving:
-            self._save(trainer, module, final=last or leaving)
+        final = last or leaving or self.stopped
+        if due or final:
+            self._save(trainer, module, final=final)
         if leaving and self._writes and (self.config.sample_every or self.config.validate_every):
             guarded("plots", self._plot)  # those of the last samples end before the steps that were just saved
         if leaving and not last:
@@ -335,12 +362,19 @@ class TrainingCallback(Callback):
         if validates and self.held_out is not None:
             guarded("held-out loss", lambda: self._validate(module))
         if samples and self.samples is not None:
-            path = self.folder.samples / f"{checkpoint_store.step_name(module.step)}.png"
-            guarded("samples", lambda: self.samples and self.samples.draw(module.average.model, path, self.columns))
+            guarded("samples", lambda: self._draw(module))
         if (validates or samples) and (last or time.monotonic() >= self._plotted + PLOT_S):
             guarded("plots", self._plot)
             self._plotted = time.monotonic()
         self._last_line = (self._last_line[0], self._last_line[1] + time.monotonic() - begun)
+
+    def _draw(self, module: TrainingModule) -> None:
+        assert self.samples is not None
+        assert self._journal is not None
+        path = self.folder.samples / f"{checkpoint_store.step_name(module.step)}.png"
+        self.samples.draw(module.average.model, path, self.columns)
+        if path.exists():  # a request to stop omits it
+            self._journal.image("samples", read_image(path), module.step)
 
     def _validate(self, module: TrainingModule) -> None:
         assert self.held_out is not None
@@ -383,6 +417,8 @@ class TrainingCallback(Callback):
     def _write_checkpoint(self, module: TrainingModule) -> None:
         about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
         sums = {"window": self.window.state(), "usual_norm": self.usual_norm.state()}
+        if self.observers.callbacks:
+            sums["callbacks"] = callback_states(self.observers.callbacks)
         state.save(module, sums, self.folder.checkpoints, items=len(self.items), about=about)
 
     def _roll_back(self, trainer: Trainer, module: TrainingModule, reason: str, *, last: bool) -> None:

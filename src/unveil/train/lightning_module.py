@@ -125,6 +125,7 @@ class TrainingModule(LightningModule):
         skipped: Number of non-finite steps; `in_a_row` is the number of the most recent ones in a row.
         rolled_back: Number of times that the run returned to an earlier checkpoint.
         ema: Averaged model; created when training starts, on the device of training.
+        observed: True if callbacks or loggers beside those of a run get the metrics; the run writes the loggers.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class TrainingModule(LightningModule):
         self.step = self.skipped = self.in_a_row = self.rolled_back = 0
         self.outcome: StepOutput | None = None
         self.ema: Ema[Any] | None = None
+        self.observed = False
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
         self._before: dict[str, Tensor] | None = None  # the learner's state before the step; None between steps
@@ -249,8 +251,9 @@ class TrainingModule(LightningModule):
         elif not outcome.fault["rescaled"]:
             self.in_a_row += 1
             self.skipped += 1
-        if self.trainer.loggers:
-            self.log_dict({"loss": outcome.loss, "lr": outcome.rate, "grad_norm": outcome.norm})
+        if self.trainer.loggers or self.observed:
+            metrics = {"loss": outcome.loss, "lr": outcome.rate, "grad_norm": outcome.norm}
+            self.log_dict(metrics, logger=not self.observed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, or remove it on every process if the loss or the gradient is not finite.

@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unveil.io.console import printable, report_progress
 from unveil.io.files import write_atomically
+
+if TYPE_CHECKING:
+    from unveil.train.observers import RunLoggers
 
 BINS = 10  # equal parts of t in [0, 1]
 QUEUED = 1000  # lines that wait for an event writer
@@ -124,10 +127,12 @@ class MetricsLogger:
         run: Run folder.
         after: Last step to keep; lines of later steps, which an interrupted run wrote after its last checkpoint, are
             removed.
+        loggers: The caller's loggers, which get the same numbers and images; None: there are none.
     """
 
-    def __init__(self, run: Path, after: int) -> None:
+    def __init__(self, run: Path, after: int, loggers: RunLoggers | None = None) -> None:
         self.path = run / "metrics.jsonl"
+        self._loggers = loggers
         self._events: BackgroundWriter | None = None
         self._reported = False
         if self.path.exists():
@@ -157,6 +162,15 @@ class MetricsLogger:
             self._reported = True
         if self._events is not None:
             self._events.add(_flat(line), line["step"])
+        if self._loggers is not None:
+            self._loggers.metrics(_flat(line), line["step"])
+
+    def image(self, name: str, pixels: Tensor, step: int) -> None:
+        """Add an image, uint8 (3, H, W), to the events and to the loggers that take images."""
+        if self._events is not None:
+            self._events.add_image(name, pixels, step)
+        if self._loggers is not None:
+            self._loggers.image(name, pixels, step)
 
     def _shorten(self, after: int) -> None:
         lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
@@ -175,21 +189,33 @@ class BackgroundWriter:
 
     Args:
         what: Name of the writer in warnings.
-        create: Function that returns the writer, which has `add_scalar(name, value, step)` and `close()`; it is
-            called in the thread.
+        create: Function that returns the writer, which has `add_scalar(name, value, step)`, `add_image(name, pixels,
+            step)` and `close()`; it is called in the thread.
     """
 
     def __init__(self, what: str, create: Callable[[], Any]) -> None:
         self._what, self._create = what, create
-        self._queue: queue.Queue[tuple[list[tuple[str, float]], int] | None] = queue.Queue(QUEUED)
+        self._queue: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUED)
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name=what, daemon=True)  # which a blocked call cannot keep
         self._thread.start()
 
     def add(self, scalars: list[tuple[str, float]], step: int) -> None:
         """Queue scalars of a step; never waits."""
+
+        def write(writer: Any) -> None:
+            for name, value in scalars:
+                writer.add_scalar(name, value, step)
+
+        self._add(write)
+
+    def add_image(self, name: str, pixels: Tensor, step: int) -> None:
+        """Queue an image, uint8 (3, H, W); never waits."""
+        self._add(lambda writer: writer.add_image(name, pixels, step))
+
+    def _add(self, write: Callable[[Any], object]) -> None:
         try:
-            self._queue.put_nowait((scalars, step))
+            self._queue.put_nowait(write)
         except queue.Full:
             if not self._dropped and self._thread.is_alive():
                 log.warning("%s: the writer is too slow, lines are left out; training goes on", self._what)
@@ -207,9 +233,8 @@ class BackgroundWriter:
     def _write(self) -> None:
         try:
             writer = self._create()
-            while (entry := self._queue.get()) is not None:
-                for name, value in entry[0]:
-                    writer.add_scalar(name, value, entry[1])
+            while (write := self._queue.get()) is not None:
+                write(writer)
             writer.close()
         except Exception as problem:
             _report_broken(self._what, problem)

@@ -12,17 +12,19 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.prediction import fixed_small
-from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError, out_of_memory
+from unveil.data.training_items import training_items
+from unveil.errors import Cancelled, Error, OutOfResources, OutputError, RecipeError, did_you_mean, out_of_memory
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
@@ -32,6 +34,7 @@ from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, Indexab
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.learner import Learner
 from unveil.train.metrics_logger import duration, guarded, log
+from unveil.train.observers import Observers, checked_observers
 from unveil.train.precision import resolve_precision
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
@@ -40,22 +43,43 @@ from unveil.train.vocabulary import build_vocabulary
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
     from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
 
     from unveil.train.callbacks import TrainingCallback
     from unveil.train.data_module import TrainingData
     from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 
 
+class FitOptions(TypedDict, total=False):
+    """Further keywords of `fit`; each is optional.
+
+    Attributes:
+        callbacks: Lightning callbacks, or one. They run beside those of the run; `global_step` of their Trainer counts
+            the steps of the whole run. A callback that sets its `should_stop` ends the run after saving. Checkpoints
+            contain what `state_dict()` returns. Other hooks of Lightning's checkpoints are not called.
+        loggers: Lightning loggers, or one, such as those of W&B, MLflow, TensorBoard and CSV files. They get the
+            settings, the numbers of `metrics.jsonl` and, where they take images, the sample sheets. An exception of a
+            logger is reported once and does not stop the run.
+        value_range: Lowest and highest value of floating-point data, such as (0, 255), which are scaled to [-1, 1];
+            None: they are used as they are.
+    """
+
+    callbacks: Iterable[Callback] | Callback | None
+    loggers: Iterable[Logger] | Logger | None
+    value_range: tuple[float, float] | None
+
+
 def fit(
     model: Model | Denoiser,
-    dataset: IndexableItems,
+    dataset: IndexableItems | Iterable[Any] | Callable[[], Iterable[Any]],
     *,
     objective: Objective,
     config: TrainConfig,
     run: Path | str,
-    held_out: IndexableItems | None = None,
+    held_out: IndexableItems | Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     key: str | None = None,
     recipe: Recipe | None = None,
+    **options: Unpack[FitOptions],
 ) -> Path:
     """Train a model in a run folder, or resume the run in it; return the folder.
 
@@ -65,33 +89,42 @@ def fit(
 
     Args:
         model: Model, or only a denoiser with any network.
-        dataset: Items as dicts with the training data under `key`: uint8 data are pixels and are scaled to [-1, 1],
-            floating-point data of any shape are unchanged.
+        dataset: Items by index, an iterable, or a function that returns one. Iterables are read once into memory, and
+            must yield the same items when a run resumes. An item is a dict with the training data under `key`, a tuple
+            (data, value of each condition of the model), or only the data. Data are tensors (C, H, W), arrays
+            (H, W, C) or PIL images. uint8 data are pixels and are scaled to [-1, 1]. Floating-point data of any shape
+            are unchanged, or scaled from `value_range`; images of floats without values below 0 need `value_range`.
         objective: Loss that is minimised, such as `core.objective.DiffusionLoss`.
         config: Settings of training.
         run: Run folder, which is new or contains a run of the same recipe.
         held_out: Items for the held-out loss, which are not trained on.
         key: Key of the item's training data; None: the model's, or "pixels" if it has none.
         recipe: Recipe that the folder records; None: the settings of this call are recorded.
+        options: Further keywords, those of `FitOptions`: callbacks, loggers, value_range.
 
     Raises:
-        RecipeError: A setting is invalid, or the folder contains a run of another recipe.
-        ShapeError: The model does not take the data.
+        RecipeError: A setting or the data set is invalid, or the folder contains a run of another recipe.
+        ShapeError: The model does not take the data, or their range is not clear.
         OutputError: The folder cannot be written.
         NonFinite: Too many steps in a row were not finite.
         OutOfResources: Memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
         Cancelled: Ctrl-C or SIGTERM stopped the run after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
+    read = partial(_items, model, key=key, options=options, recipe=recipe)
+    dataset, held_out = read(dataset), None if held_out is None else read(held_out)
     whole = _whole(model, dataset, objective, key)
     learner = DiffusionLearner(whole, objective, key, config.batching)
     check_items(dataset, key, learner.raw_keys, None if config.batching else shape_of(dataset, whole))
     if config.batching is not None:
         check_sizes(whole, dataset)
     build_vocabulary(whole, dataset)
+    recorded = _recorded(whole, objective, config, recipe, len(dataset))
+    if (value_range := options.get("value_range")) is not None:
+        recorded["value_range"] = list(value_range)
     return learn(
-        learner, dataset, config=config, run=run, held_out=held_out,
-        recorded=_recorded(whole, objective, config, recipe, len(dataset)),
+        learner, dataset, config=config, run=run, held_out=held_out, recorded=recorded,
+        observers=checked_observers(options.get("callbacks"), options.get("loggers"), recorded),
         lengths=None if config.tokens is None else token_counts(whole, dataset),
     )  # fmt: skip
 
@@ -105,12 +138,14 @@ def learn(
     held_out: IndexableItems | None,
     recorded: Mapping[str, Any],
     lengths: torch.Tensor | None = None,
+    observers: Observers = Observers(),  # noqa: B008 - a constant
 ) -> Path:
     """Train the model of a learner, as `fit` does; at the end it has the EMA weights.
 
     Args:
         recorded: Settings that the folder records, as plain values; a run in the same folder must have the same.
         lengths: Number of tokens of each item, for steps of a number of tokens.
+        observers: Callbacks and loggers of the caller.
 
     Raises:
         RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: Training fails or stops, as in `fit`.
@@ -122,7 +157,7 @@ def learn(
         learner.compile()
     folder = RunFolder(Path(run), recorded, writes=rank == 0)
     try:
-        newest = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps).finish()
+        newest = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps, observers).finish()
         learner.load(learner.model, newest, "ema")
         learner.model.eval()
     finally:
@@ -156,7 +191,7 @@ def learn_in_memory(
         from unveil.train.lightning_module import TrainingModule
 
         module = TrainingModule(learner, config, stop_signals=stop, steps=steps)
-        trainer = _trainer(config, precision, learner, StepCallback(config, stop, on_step), config.steps)
+        trainer = _trainer(config, precision, learner, [StepCallback(config, stop, on_step)])
         _run(trainer, module, TrainingData(learner.dataset(dataset, config), config, 0, steps))
     learner.model.load_state_dict(module.average.model.state_dict())
     learner.model.eval()
@@ -175,6 +210,7 @@ class _Job:
     rank: int
     world: int
     steps: BatchPlan
+    observers: Observers
 
     def finish(self) -> Path:
         """Train to the last step, in smaller parts of a step each time that memory runs out; return the checkpoint.
@@ -226,13 +262,14 @@ class _Job:
         """Train from a checkpoint, or from the start, to the last step; return the last checkpoint."""
         config, learner = self.config, self.learner
         with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(learner.device):
-            from unveil.train.callbacks import TrainingCallback
+            from unveil.train.callbacks import TrainingCallback, TrainingStart
             from unveil.train.data_module import TrainingData
             from unveil.train.lightning_module import TrainingModule
             from unveil.train.state import TrainingState
 
             module = TrainingModule(learner, config, stop_signals=stop, steps=self.steps)
-            watch = TrainingCallback(self.folder, config, stop, self.dataset)
+            module.observed = bool(self.observers)
+            watch = TrainingCallback(self.folder, config, stop, self.dataset, self.observers)
             if newest is not None:
                 watch.saved = TrainingState(newest)
                 watch.saved.into_weights(module)
@@ -242,9 +279,11 @@ class _Job:
                 guarded("environment.json", lambda: self.folder.record_start(environment(self._facts()), module.step))
                 self._show_on(watch, stop)
             examples = learner.dataset(self.dataset, config)
+            callbacks = [TrainingStart(watch), *self.observers.callbacks, watch]
             trainer = _trainer(
-                config, self.precision, learner, watch, config.steps - module.step, folder=self.folder.path
+                config, self.precision, learner, callbacks, folder=self.folder.path, loggers=self.observers.loggers
             )
+            _count_from(trainer, module.step)
             try:
                 with _explained_by_peers(watch):
                     _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
@@ -289,6 +328,8 @@ class _Job:
             )
             stopped.exit_code = watch.ended
             raise stopped
+        if watch.stopped:
+            log.warning("%s: stopped by a callback at step %d of %d; start it again to go on", path, step, config.steps)
         if watch.ended == 0:
             minutes = duration(60 * (config.max_minutes or 0))
             log.warning("%s: %s are over at step %d of %d; start it again to go on", path, minutes, step, config.steps)
@@ -355,10 +396,17 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
 
 
 def _trainer(
-    config: TrainConfig, precision: str, learner: Learner, callback: Callback, steps: int, *, folder: Path | None = None
+    config: TrainConfig,
+    precision: str,
+    learner: Learner,
+    callbacks: list[Callback],
+    *,
+    folder: Path | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Trainer:
     """Create a Trainer without own logging and checkpoints; without a folder, it runs only in this process."""
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     device = learner.device
     # A discriminator has no gradients until it starts, which the exchange of gradients has to know. Without it,
@@ -375,19 +423,26 @@ def _trainer(
         num_nodes=max(world // local, 1),
         strategy=ddp if world > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]  # one of Lightning's names
-        max_steps=steps,
+        max_steps=config.steps,
         max_epochs=1,
         accumulate_grad_batches=config.grad_accum_steps,
-        callbacks=[callback],
-        default_root_dir=folder,
+        callbacks=callbacks,
+        default_root_dir=None if folder is None else folder / "lightning",  # of the caller's callbacks
         # what Lightning would do by itself and we do: logging, checkpoints, the bar, the order of the data
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        logger=list(loggers) or False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+def _count_from(trainer: Trainer, step: int) -> None:
+    """Let the Trainer count the steps before this start of a run, so that callbacks see those of the whole run."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+    loop._batches_that_stepped = step
 
 
 @contextlib.contextmanager
@@ -442,6 +497,28 @@ def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world:
 def _key_of(model: Model | Denoiser) -> str:
     config = model.config if isinstance(model, Model) else None
     return config.key if config is not None else "pixels"
+
+
+def _items(
+    model: Model | Denoiser, dataset: Any, *, key: str, options: FitOptions, recipe: Recipe | None
+) -> IndexableItems:
+    """Return a data set of dicts with tensors, whatever the data set yields."""
+    if unknown := [name for name in options if name not in FitOptions.__annotations__]:
+        raise RecipeError(
+            f"fit: {unknown[0]}: no such keyword{did_you_mean(unknown[0], list(FitOptions.__annotations__))}"
+        )
+    whole = model if isinstance(model, Model) else None
+    return cast(
+        IndexableItems,
+        training_items(
+            dataset,
+            key,
+            shape=None if whole is None else whole.shape,
+            conditions=() if whole is None else [str(part) for part in whole.conditioners],
+            value_range=options.get("value_range"),
+            asks_range=recipe is None,  # the data of recipes have a stated range
+        ),
+    )
 
 
 def _whole(model: Model | Denoiser, dataset: IndexableItems, objective: Objective, key: str) -> Model:

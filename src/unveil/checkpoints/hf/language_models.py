@@ -71,7 +71,9 @@ class LanguageModelPrompts(nn.Module):
         return Condition(tokens=tokens.float()[places], mask=None if mask is None else mask.bool()[places])
 
 
-def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype) -> LanguageModelPrompts:
+def language_model_of(
+    folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype, kinds: Sequence[str] = ENCODERS
+) -> LanguageModelPrompts:
     """The prompts of a folder's text encoder and tokenizer; nothing but safetensors is read, and no code is run.
 
     Raises:
@@ -79,7 +81,7 @@ def language_model_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dt
         WeightsError: A component that is missing or damaged.
         RecipeError: Transformers is not installed.
     """
-    return LanguageModelPrompts(*_open(folder, "", ENCODERS, dtype), read)
+    return LanguageModelPrompts(*_open(folder, "", kinds, dtype), read)
 
 
 def two_models_of(folder: PipelineFolder, read: ReadPrompts, dtype: torch.dtype) -> LanguageModelPrompts:

@@ -26,6 +26,7 @@ from unveil.checkpoints.hf.components import (
 )
 from unveil.checkpoints.hf.family import PipelineFamily
 from unveil.checkpoints.hf.first_frame import FirstFrame, image_reader
+from unveil.checkpoints.hf.hunyuan_prompts import hunyuan_prompts_of
 from unveil.checkpoints.hf.language_models import hunyuan_prompts, two_models_of
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Hunyuan15, Wan, WanTwoExperts
@@ -109,18 +110,18 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `HunyuanVideoPipeline`; the scale of distilled guidance is given as "guidance".
 
-    Its text encoder, a language model with instructions, is not run: prompts come from `PROMPTS`.
+    Prompts are read by its two text encoders, or come from `PROMPTS`.
     """
     network = network_of(folder, "transformer", Hunyuan, dtype)
     assert isinstance(network, Hunyuan)
     codec = _codec(folder, "AutoencoderKLHunyuanVideo", network)
-    if not (folder.path / PROMPTS).is_file():
-        raise WeightsError(
-            f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
-            "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
-        )
     guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.extra_dims else []
-    prompt = read_prompts(folder.path / PROMPTS, extra_dims=network.extra_dims)
+    if (folder.path / PROMPTS).is_file():
+        prompt: nn.Module = read_prompts(folder.path / PROMPTS, extra_dims=network.extra_dims)
+    else:
+        for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"):
+            _require(folder, name)
+        prompt = hunyuan_prompts_of(folder, dtype, network.extra_dims)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "schedule": "uniform"}
     scheduler, shape = scheduler_of(folder), (3, *HUNYUAN_SIZE)
@@ -211,6 +212,8 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
     each = list(dict.fromkeys(["", *prompts]))
     condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
     tensors = {name: value for name, value in condition.routes().items() if value is not None}
+    if extra_dims := int(getattr(model.conditioners["prompt"], "extra_dims", 0)):  # zeros that `read_prompts` adds
+        tensors["vector"] = tensors["vector"][:, :-extra_dims]
     with staged(path) as temporary:
         write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
 
@@ -254,13 +257,18 @@ def _prompt(
     """The prompt's encoder, or what is written down in its place."""
     if (folder.path / PROMPTS).is_file():
         return read_prompts(folder.path / PROMPTS)
-    if not folder.has("text_encoder") or not (folder.path / "text_encoder").is_dir():
-        raise WeightsError(
-            f"{folder.path}: no text_encoder, which {folder.kind} needs; copy the whole folder, or put the prompts' "
-            f"tokens there as {PROMPTS}"
-        )
+    _require(folder, "text_encoder")
     text, precision = encoder_of(folder, 1, "tokens", dtype, length, attend)
     return LongPromptEncoder(text, padding, precision=precision, cleaned=cleaned)
+
+
+def _require(folder: PipelineFolder, name: str) -> None:
+    """Raise WeightsError if a folder does not contain a part of the text encoders."""
+    if not folder.has(name) or not (folder.path / name).is_dir():
+        raise WeightsError(
+            f"{folder.path}: no {name}, which {folder.kind} needs; copy the whole folder, or put the prompts' "
+            f"tokens there as {PROMPTS}"
+        )
 
 
 def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
