@@ -88,11 +88,17 @@ def test_a_variable_rate_needs_a_rule(folder):
     ("given", "actions", "words"),
     [
         ({"frames": 12}, None, None),
-        ({"frames": 5}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
+        ({"frames": 5}, None, None),
+        ({"frames": 5, "pieces": "first"}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
         ({"frames": 5, "stride": 3}, ["cut"], "11 of 12 frames used (frames: 5)"),
         ({"frames": 6, "stride": 6}, None, None),
         ({"frames": 13}, ["drop"], "16 x 16, 12 frames: fewer than frames: 13 (too_short: drop)"),
-        ({"frames": 13, "too_short": "keep", "temporal_multiple": 4}, ["cut"], "9 of 12 frames used"),
+        ({"frames": 13, "too_short": "keep", "temporal_multiple": 4}, None, None),
+        (
+            {"frames": 13, "too_short": "keep", "temporal_multiple": 4, "pieces": "first"},
+            ["cut"],
+            "9 of 12 frames used",
+        ),
         (
             {"frames": 8, "fps": 8, "resample": "nearest"},
             ["retime"],
@@ -124,6 +130,41 @@ def test_pieces_of_a_long_clip(folder):
         [10, 11, 12, 13],
     ]
     assert len(clips) == 3
+    whole = data.VideoDataset(config(folder))  # side by side, and a last one that ends with the file
+    starts = [number_of(whole[index]["pixels"].numpy())[0] for index in range(len(whole))]
+    assert starts == [0, 4, 8, 10]
+    assert len(data.VideoDataset(config(folder, pieces="first"))) == 1
+
+
+SCENES = (0, 9, 11, 20)  # of three scenes; the second has two frames
+
+
+def scene(number: int, width: int, height: int) -> np.ndarray:
+    """Grey 10 times the number of the frame from the start of its scene, whose colour is another each time."""
+    which = sum(number >= start for start in SCENES[1:])
+    image = np.full((height, width, 3), 10 + 10 * (number - SCENES[which]), np.uint8)
+    image[:, : width // 2] = ((250, 0, 0), (0, 0, 250), (0, 250, 0))[which]
+    return image
+
+
+def test_no_piece_goes_over_a_scene_change(folder):
+    make_video(folder / "a.mp4", 20, draw=scene, options={"g": "7"})
+    clips = data.VideoDataset(config(folder, frames=4))
+    found = [[round(time * 12) for time in clips[index]["times"].tolist()] for index in range(len(clips))]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [5, 6, 7, 8], [11, 12, 13, 14], [15, 16, 17, 18], [16, 17, 18, 19]]
+    assert number_of(clips[3]["pixels"].numpy()) == [0, 1, 2, 3]
+    change = only(clips.report)
+    assert change[0] == ("scenes", "cut")
+    assert "cut at 2 scene changes, 18 of 20 frames used (frames: 4)" in change[1]
+    assert "cut at scene changes: 1" in clips.report.to_text()
+    kept = data.VideoDataset(config(folder, frames=4, too_short="keep"))
+    assert kept.sizes()[:, 0].tolist() == [4, 4, 4, 2, 4, 4, 4]
+    assert len(data.VideoDataset(config(folder, frames=4, scenes="join"))) == 5
+    slow = data.VideoDataset(config(folder, frames=3, fps=6, resample="nearest"))  # cut by the frames that are shown
+    times = [[round(time * 12) for time in slow[index]["times"].tolist()] for index in range(len(slow))]
+    assert all(times[index][-1] < 9 or times[index][0] >= 11 for index in range(len(times)))
+    [(_, reason)] = [only(data.check_videos(config(folder, frames=10)))]
+    assert "3 scenes, each of fewer than frames: 10 (too_short: drop)" in reason
 
 
 @pytest.mark.parametrize(
