@@ -127,9 +127,7 @@ def test_what_is_not_clear_lists_the_columns(two):
     assert (report.explain_missing("text") or "").endswith(f"{words}data.caption_column=short")
     assert f"captions     none: {words}" in report.to_text()
     (two / "u.csv").write_text("image,text\nb.png,a dog\n"), (two / "t.csv").write_text("image,text\na.png,a cat\n")
-    with pytest.raises(
-        DataError, match=r"t.csv and u.csv list its files; name the one to read: data.metadata_file=t.c"
-    ):
+    with pytest.raises(DataError, match=r"t.csv and u.csv list its files; name the one to read: data.meta"):
         captions(two)
 
 

@@ -174,7 +174,8 @@ def test_no_piece_goes_over_a_scene_change(folder):
         ((32, 16), {"size": 8, "fit": "pad"}, (8, 8)),
         ((32, 16), {"size": 8, "fit": "stretch"}, (8, 8)),
         ((32, 16), {"size": 16, "fit": "aspect"}, (11, 22)),
-        ((32, 16), {"size": 16, "fit": "aspect", "size_multiple": 4}, (8, 20)),
+        ((32, 16), {"size": 16, "fit": "aspect", "size_multiple": 4}, (8, 16)),
+        ((96, 64), {"size": 48, "fit": "aspect", "size_multiple": 8}, (32, 48)),  # not 32 x 56
         ((36, 20), {"size_multiple": 8}, (16, 32)),
         ((36, 20), {}, (20, 36)),
     ],

@@ -12,12 +12,12 @@ from unveil.errors import DataError, RecipeError, did_you_mean
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
 _MAX_CLASSES = 1_000_000
 # Usual names of columns, in small letters. They decide where several columns might be meant.
-_FILES = frozenset(
-    ("filename", "file", "file_path", "filepath", "path", "image", "image_path", "image_file", "image_name", "img")
-    + ("img_path", "video", "video_path", "video_file", "video_name", "media", "media_path", "clip", "name")
-)
+_FILES = (
+    "filename", "file", "file_path", "filepath", "path", "image", "image_path", "image_file", "image_name", "img",
+    "img_path", "video", "video_path", "video_file", "video_name", "media", "media_path", "clip", "name",
+)  # fmt: skip
 _CAPTIONS = ("caption", "prompt", "description", "captions", "prompts", "sentence", "title", "comment")
-_CLASSES = frozenset(("label", "class", "class_name", "category", "id", "split", "url", "source", "licence", "license"))
+_CLASSES = ("label", "class", "class_name", "category", "id", "split", "url", "source", "licence", "license")
 
 
 class MetadataRow(NamedTuple):
@@ -51,9 +51,7 @@ class MetadataTable(NamedTuple):
     hint: str | None = None
 
 
-def read_metadata(
-    file: Path, columns: MetadataColumns = MetadataColumns(), paths: Collection[str] = ()
-) -> MetadataTable:
+def read_metadata(file: Path, columns: MetadataColumns | None = None, paths: Collection[str] = ()) -> MetadataTable:
     """The rows of a metadata file.
 
     The column of files is `file_name`, or else the only column in which a file of the folder is named; of several,
@@ -63,7 +61,7 @@ def read_metadata(
 
     Args:
         file: A file of `tables.read_rows`, in the folder that its paths start from.
-        columns: Names of the columns.
+        columns: Names of the columns; None: the defaults.
         paths: Files of the folder, below it.
 
     Raises:
@@ -73,7 +71,7 @@ def read_metadata(
     if not found:
         raise DataError(f"{file}: no line in it; every line names an image, such as {EXAMPLE}")
     places = _places(paths)
-    columns, hint = _columns(file, found, columns, places)
+    columns, hint = _columns(file, found, columns or MetadataColumns(), places)
     rows: list[MetadataRow] = []
     for line, values in found:
         where = f"{file} {row_noun(file)} {line}"
@@ -231,7 +229,7 @@ def read_columns(file: Path, paths: Collection[str] = ()) -> Iterator[tuple[str,
     Raises:
         DataError: Not such a file; the message has file and line.
     """
-    table = read_metadata(file, MetadataColumns(), paths)
+    table = read_metadata(file, paths=paths)
     values = dict(read_rows(file))
     for row in table.rows:
         kept = {key: value for key, value in values[row.line].items() if value is not None}

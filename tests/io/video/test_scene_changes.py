@@ -15,11 +15,11 @@ def changes(frames: np.ndarray) -> list[float]:
     return np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)).tolist()
 
 
-def pan(seed: int, count: int, step: int = 2) -> np.ndarray:
+def pan(seed: int, count: int, step: int = 1) -> np.ndarray:
     """A textured ground under a moving camera."""
     draw = np.random.default_rng(seed)
-    coarse = draw.random((SIDE // 4, (SIDE + step * count) // 4 + 1, 3))
-    ground = coarse.repeat(4, 0).repeat(4, 1)
+    coarse = draw.random((SIDE // 8, (SIDE + step * count) // 8 + 1, 3))
+    ground = coarse.repeat(8, 0).repeat(8, 1)
     return np.stack([ground[:, step * number : step * number + SIDE] for number in range(count)])
 
 
