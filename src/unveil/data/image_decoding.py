@@ -408,7 +408,7 @@ def nearest_aspect(width: int, height: int, pixels: int, multiple: int) -> Size 
     """
     if width < height:  # a turned image has the turned size
         turned = nearest_aspect(height, width, pixels, multiple)
-        return turned and turned[::-1]
+        return None if turned is None else (turned[1], turned[0])
     fitting: list[tuple[float, int, int]] = []
     for high in range(multiple, height + 1, multiple):
         below = high * width // height // multiple * multiple  # the two of the nearest aspect ratio
