@@ -56,17 +56,17 @@ def test_the_ends_of_an_interpolation_are_the_two_samples(codec: nn.Module | Non
 
 @CODECS
 def test_the_ends_between_two_images_come_from_the_noise_of_these(codec: nn.Module | None):
-    model, given = tiny(codec), random_images(2, 10, 8)
+    model, given = tiny(codec), random_images(2, 12, 8)
     how: dict[str, object] = {"sampler": "ddim", "eta": 0.0, "steps": 5}
     first, last = (Request({"label": [label]}, sampling=how) for label in (0, 2))
     way = interpolate_images(model, given[:1], given[1:], first, frames=3, to={"label": [2]})
     frames = drawn(model, Request({"label": [0]}, count=3, batch=1, sampling=how), way)
     for image, request, frame in ((given[:1], first, frames[0]), (given[1:], last, frames[-1])):
         noise = invert(model, image, request).noise
-        back = drawn(model, replace(request, size=(10, 8)), from_latents(noise))[0]
+        back = drawn(model, replace(request, size=(12, 8)), from_latents(noise))[0]
         assert torch.equal(frame, back)
     assert not torch.equal(frames[1], frames[0])
-    with pytest.raises(ShapeError, match=r"images \(1, 10, 8\) and \(1, 8, 8\): must have one size"):
+    with pytest.raises(ShapeError, match=r"images \(1, 12, 8\) and \(1, 8, 8\): must have one size"):
         interpolate_images(model, given[:1], random_images(1), first, frames=3)
 
 

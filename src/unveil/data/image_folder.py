@@ -117,6 +117,7 @@ def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: 
         report.formats[facts.format] += 1
         report.modes[facts.mode] += 1
         report.sizes[facts.width, facts.height] += 1
+        report.dimensions[path] = facts.width, facts.height
         report.turned += [path] if facts.turned else []
         report.animated += [path] if facts.frames > 1 else []
         change = _change(path, facts.width, facts.height, config)

@@ -70,7 +70,7 @@ def read_metadata(file: Path, columns: MetadataColumns | None = None, paths: Col
     found = list(read_rows(file))
     if not found:
         raise DataError(f"{file}: no line in it; every line names an image, such as {EXAMPLE}")
-    places = _places(paths)
+    places = places_of(paths)
     columns, hint = _columns(file, found, columns or MetadataColumns(), places)
     rows: list[MetadataRow] = []
     for line, values in found:
@@ -120,7 +120,7 @@ def find_table(root: Path, files: Collection[str], paths: Collection[str], colum
 
 def _lists(file: Path, paths: Collection[str], columns: MetadataColumns) -> bool:
     """Whether a table has captions or labels of these files; one that cannot be read has not."""
-    places = _places(paths)
+    places = places_of(paths)
     try:
         rows = list(read_rows(file))
         chosen, _ = _columns(file, rows, columns, places)
@@ -137,8 +137,8 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _places(paths: Collection[str]) -> dict[str, str]:
-    """The path of each file by the names that it may have: the path, and its last part where no other file has it."""
+def places_of(paths: Collection[str]) -> dict[str, str]:
+    """Return the path of each file by the names that it may have: the path, and its last part where that is unique."""
     last: dict[str, list[str]] = {}
     for path in paths:
         last.setdefault(PurePosixPath(path).name, []).append(path)

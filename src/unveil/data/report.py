@@ -33,6 +33,7 @@ class FolderReport:
     content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are not
     images. changes: every image that is not used as it is. sizes: width and height -> how many.
     missing: images without a caption, where others have one. duplicates: groups of files of equal content.
+    dimensions: width and height of every image that can be read.
     caption_hint: why no column of the metadata was read as captions, where one might be.
     """
 
@@ -64,6 +65,7 @@ class FolderReport:
     animated: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     caption_hint: str | None = None
+    dimensions: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def captions(self) -> list[str]:
