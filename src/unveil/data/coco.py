@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from unveil.errors import DataError, did_you_mean
 
@@ -109,16 +109,26 @@ def draw_outline(outline: Any, size: tuple[int, int], box: tuple[float, float, f
         return np.asarray(runs.resize(size, Image.Resampling.NEAREST, box=box)) > 0
     left, top, right, bottom = box
     scale = size[0] / (right - left), size[1] / (bottom - top)
-    page = Image.new("1", size)
+    page = np.zeros((size[1], size[0]), bool)
     for polygon in outline:
-        numbers = [float(value) for value in polygon]
-        if len(numbers) < 6 or len(numbers) % 2:
-            raise ValueError(f"a polygon of {len(numbers)} numbers; it has x and y of 3 points or more")
-        # pixel n of the map covers n to n + 1, and is drawn at its index
-        places = zip(numbers[::2], numbers[1::2], strict=True)
-        points = [((x - left) * scale[0] - 0.5, (y - top) * scale[1] - 0.5) for x, y in places]
-        ImageDraw.Draw(page).polygon(points, fill=1)
-    return np.asarray(page)
+        points = np.array([float(value) for value in polygon])
+        if len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+            raise ValueError(f"a polygon of {len(points)} numbers; it has x and y of 3 points or more")
+        _fill(page, (points[::2] - left) * scale[0], (points[1::2] - top) * scale[1])
+    return page
+
+
+def _fill(page: NDArray[np.bool_], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    """Mark the pixels whose centres lie in a polygon, by the even-odd rule."""
+    to_x, to_y = np.roll(x, -1), np.roll(y, -1)
+    for row in range(max(0, int(np.floor(y.min()))), min(len(page), int(np.ceil(y.max())))):
+        centre = row + 0.5
+        cut = (y <= centre) != (to_y <= centre)
+        share = (centre - y[cut]) / (to_y[cut] - y[cut])
+        crossings = np.sort(x[cut] + share * (to_x[cut] - x[cut]))
+        ends = np.clip(np.ceil(crossings - 0.5), 0, page.shape[1]).astype(int)
+        for start, stop in zip(ends[::2], ends[1::2], strict=True):
+            page[row, start:stop] = True
 
 
 def decode_runs(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
