@@ -136,35 +136,36 @@ def test_pieces_of_a_long_clip(folder):
     assert len(data.VideoDataset(config(folder, pieces="first"))) == 1
 
 
-SCENES = (0, 9, 11, 20)  # of three scenes; the second has two frames
+SCENES = (0, 9, 14, 24)  # where each of three scenes begins, and the end
 
 
 def scene(number: int, width: int, height: int) -> np.ndarray:
     """Grey 10 times the number of the frame from the start of its scene, whose colour is another each time."""
-    which = sum(number >= start for start in SCENES[1:])
+    which = sum(number >= start for start in SCENES[1:3])
     image = np.full((height, width, 3), 10 + 10 * (number - SCENES[which]), np.uint8)
     image[:, : width // 2] = ((250, 0, 0), (0, 0, 250), (0, 250, 0))[which]
     return image
 
 
 def test_no_piece_goes_over_a_scene_change(folder):
-    make_video(folder / "a.mp4", 20, draw=scene, options={"g": "7"})
-    clips = data.VideoDataset(config(folder, frames=4))
+    make_video(folder / "a.mp4", 24, draw=scene, options={"g": "7"})
+    clips = data.VideoDataset(config(folder, frames=6))
     found = [[round(time * 12) for time in clips[index]["times"].tolist()] for index in range(len(clips))]
-    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [5, 6, 7, 8], [11, 12, 13, 14], [15, 16, 17, 18], [16, 17, 18, 19]]
-    assert number_of(clips[3]["pixels"].numpy()) == [0, 1, 2, 3]
+    assert [(times[0], times[-1]) for times in found] == [(0, 5), (3, 8), (14, 19), (18, 23)]
+    assert {len(times) for times in found} == {6}
+    assert number_of(clips[2]["pixels"].numpy()) == [0, 1, 2, 3, 4, 5]
     change = only(clips.report)
     assert change[0] == ("scenes", "cut")
-    assert "cut at 2 scene changes, 18 of 20 frames used (frames: 4)" in change[1]
+    assert "cut at 2 scene changes, 19 of 24 frames used (frames: 6)" in change[1]
     assert "cut at scene changes: 1" in clips.report.to_text()
-    kept = data.VideoDataset(config(folder, frames=4, too_short="keep"))
-    assert kept.sizes()[:, 0].tolist() == [4, 4, 4, 2, 4, 4, 4]
-    assert len(data.VideoDataset(config(folder, frames=4, scenes="join"))) == 5
+    kept = data.VideoDataset(config(folder, frames=6, too_short="keep"))
+    assert kept.sizes()[:, 0].tolist() == [6, 6, 5, 6, 6]
+    assert len(data.VideoDataset(config(folder, frames=6, scenes="join"))) == 4
     slow = data.VideoDataset(config(folder, frames=3, fps=6, resample="nearest"))  # cut by the frames that are shown
     times = [[round(time * 12) for time in slow[index]["times"].tolist()] for index in range(len(slow))]
-    assert all(times[index][-1] < 9 or times[index][0] >= 11 for index in range(len(times)))
-    [(_, reason)] = [only(data.check_videos(config(folder, frames=10)))]
-    assert "3 scenes, each of fewer than frames: 10 (too_short: drop)" in reason
+    assert all(times[index][-1] < 9 or times[index][0] >= 14 for index in range(len(times)))
+    [(_, reason)] = [only(data.check_videos(config(folder, frames=11)))]
+    assert "3 scenes, each of fewer than frames: 11 (too_short: drop)" in reason
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_the_content_hash_sees_files_and_pieces(folder):
     make_video(folder / "a.mp4", 8)
     first = dataset_fingerprint(data.VideoDataset(config(folder)))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) == first
-    assert dataset_fingerprint(data.VideoDataset(config(folder, stride=4))) != first
+    assert dataset_fingerprint(data.VideoDataset(config(folder, stride=3))) != first
     make_video(folder / "a.mp4", 8, size=(18, 16))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) != first
 

@@ -15,7 +15,8 @@ def scene_cuts(changes: Sequence[float]) -> list[int]:
 
     A frame begins one where its difference to the frame before is at least `MIN_CHANGE`, and `MIN_RATIO` times as
     large as each of the `REACH` differences before and after. Motion of the camera changes many frames in a row, and a
-    flash two, so neither is a change of scene. Nor are dissolves and fades, whose differences are small.
+    flash two, so neither is a change of scene. Nor are dissolves and fades, whose differences are small. Scenes of
+    fewer than `REACH` + 1 frames look like a flash, and are not separated.
 
     Args:
         changes: Difference of every frame after the first to the one before it: the mean absolute difference of the
