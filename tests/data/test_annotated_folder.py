@@ -112,7 +112,7 @@ def test_masks_of_a_folder(two):
     for name in ("a", "b"):
         Image.fromarray(mask).save(two / "masks" / f"{name}.png")
     found = opened(two, annotations=None, masks="masks", void=255, num_classes=3, state="mask")
-    assert len(found) == 2  # the masks below the folder are no images
+    assert len(found) == 2  # the masks below the folder are not images
     item = found[0]
     assert "boxes" not in item
     assert torch.equal(item["mask"], torch.from_numpy(mask % 255)[:, 16:48])

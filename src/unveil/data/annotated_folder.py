@@ -138,7 +138,7 @@ class AnnotatedFolder(Dataset[Item]):
         """
         item, path = self.images[index], self.images.entries[index].path
         item |= self._boxes(path)
-        outlined = self.coco is not None and any(found.outline for found in self._objects[path].objects)
+        outlined = self.coco is not None and any(mark.outline for mark in self._objects[path].objects)
         if self._masks:
             item["mask"] = self._mask(path)
         elif self.coco is not None and (outlined or self.config.state == "mask"):
@@ -168,12 +168,12 @@ class AnnotatedFolder(Dataset[Item]):
         config, bad = self.config, list[tuple[str, str]]()
         entries = self._images()
         for entry in entries:
-            found = self._objects.get(entry.path)
-            if self.coco is not None and found is None:
+            stated = self._objects.get(entry.path)
+            if self.coco is not None and stated is None:
                 bad.append((entry.path, f"not named in {config.annotations}"))
-            elif found is not None and not _same_shape(found, self.images.report.dimensions[entry.path]):
+            elif stated is not None and not _same_shape(stated, self.images.report.dimensions[entry.path]):
                 shown = "{} x {}".format(*self.images.report.dimensions[entry.path])
-                bad.append((entry.path, f"{shown}, and {config.annotations} says {found.width} x {found.height}"))
+                bad.append((entry.path, f"{shown}, and {config.annotations} says {stated.width} x {stated.height}"))
             elif config.masks is not None and _stem(entry.path) not in self._masks:
                 bad.append((entry.path, f"no mask {_stem(entry.path)}.png in {config.masks}"))
         total = len(entries)
@@ -185,8 +185,8 @@ class AnnotatedFolder(Dataset[Item]):
         if bad:
             _log.warning("%s: %d of %d images left out:\n%s", config.path, len(bad), total, format_list(bad))
         out = {path for path, _ in bad}
-        kept = {entry.path for entry in entries} - out
-        return [entry for entry in self.images.entries if entry.path in kept]
+        usable = {entry.path for entry in entries} - out
+        return [entry for entry in self.images.entries if entry.path in usable]
 
     def _images(self) -> list[IndexEntry]:
         """All images, without the masks that lie below their folder."""
@@ -197,10 +197,10 @@ class AnnotatedFolder(Dataset[Item]):
         if self.coco is None:
             return {}
         image = self._objects[path]
-        objects = sorted(image.objects, key=lambda found: -found.box[2] * found.box[3])[: self.config.slots]
-        stated = torch.tensor([found.box for found in objects], dtype=torch.float64).reshape(-1, 4)
-        boxes, kept = fit_boxes(stated, (image.width, image.height), self.rule)
-        kinds = torch.tensor([found.kind for found in objects], dtype=torch.int64)[kept]
+        objects = sorted(image.objects, key=lambda mark: -mark.box[2] * mark.box[3])[: self.config.slots]
+        stated = torch.tensor([mark.box for mark in objects], dtype=torch.float64).reshape(-1, 4)
+        boxes, visible = fit_boxes(stated, (image.width, image.height), self.rule)
+        kinds = torch.tensor([mark.kind for mark in objects], dtype=torch.int64)[visible]
         return {"boxes": boxes, "kinds": kinds, "layout": torch.cat([kinds[:, None].float(), boxes], dim=1)}
 
     def _mask(self, path: str) -> Tensor:
@@ -226,11 +226,11 @@ class AnnotatedFolder(Dataset[Item]):
         image = self._objects[path]
         box, size = fit_box(image.width, image.height, self.rule)
         page = np.zeros((size[1], size[0]), np.uint8)
-        for found in sorted(image.objects, key=lambda found: -found.box[2] * found.box[3]):
-            if found.outline is None:
+        for mark in sorted(image.objects, key=lambda mark: -mark.box[2] * mark.box[3]):
+            if mark.outline is None:
                 raise DataError(f"{self.config.annotations}: an object of {path} has no segmentation")
             try:
-                page[draw_outline(found.outline, size, box)] = 1 + found.kind
+                page[draw_outline(mark.outline, size, box)] = 1 + mark.kind
             except (KeyError, TypeError, ValueError) as problem:
                 raise DataError(
                     f"{self.config.annotations}: the segmentation of an object of {path}: {problem}"
@@ -258,10 +258,10 @@ def fit_boxes(boxes: Tensor, size: tuple[int, int], rule: DecodeOptions) -> tupl
     corners = torch.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])  # (2, N, 2)
     places = (corners.clamp(min=low, max=high) - low) * scale + pad
     seen = (places[1] - places[0]) / scale
-    kept = seen.prod(1) >= MIN_VISIBLE * boxes[:, 2:].prod(1)
-    kept &= seen.min(1).values > 0 if len(boxes) else kept
-    first, last = places[:, kept] / rule.size
-    return torch.cat([(first + last) / 2, last - first], dim=1).float(), kept
+    visible = seen.prod(1) >= MIN_VISIBLE * boxes[:, 2:].prod(1)
+    visible &= seen.min(1).values > 0 if len(boxes) else visible
+    first, last = places[:, visible] / rule.size
+    return torch.cat([(first + last) / 2, last - first], dim=1).float(), visible
 
 
 def fit_map(values: NDArray[np.uint8], rule: DecodeOptions) -> NDArray[np.uint8]:

@@ -82,15 +82,15 @@ def read_coco(file: Path, classes: Sequence[str] | None = None) -> CocoFile:
     objects: dict[int, list[CocoObject]] = {key: [] for key in sizes}
     for number, entry in _entries(file, content, "annotations"):
         image, category = (_whole(file, "annotations", number, entry, key) for key in ("image_id", "category_id"))
-        for key, value, known in (("image_id", image, sizes), ("category_id", category, names)):
-            if value not in known:
+        for key, value, entries in (("image_id", image, sizes), ("category_id", category, names)):
+            if value not in entries:
                 raise DataError(f"{file}: annotations entry {number}: no entry has the {key} {value}")
         if category in index and not entry.get("iscrowd"):
             box = _box(file, number, entry)
             if box[2] > 0 and box[3] > 0:
                 objects[image].append(CocoObject(index[category], box, entry.get("segmentation") or None))
-    found = {name: CocoImage(width, height, tuple(objects[key])) for key, (name, width, height) in sizes.items()}
-    return CocoFile(found, chosen)
+    images = {name: CocoImage(width, height, tuple(objects[key])) for key, (name, width, height) in sizes.items()}
+    return CocoFile(images, chosen)
 
 
 def draw_outline(outline: Any, size: tuple[int, int], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:

@@ -354,8 +354,8 @@ def _table(
             close = did_you_mean(config.metadata_file, walk.files)
             raise DataError(f"{root}: no file {config.metadata_file!r} in it{close}; correct data.metadata_file")
         return config.metadata_file
-    own = None if config.captions_file is None else Path(config.captions_file).expanduser().resolve()
-    return find_table(root, [name for name in walk.files if root / name != own], paths, columns)
+    named = None if config.captions_file is None else Path(config.captions_file).expanduser().resolve()
+    return find_table(root, [name for name in walk.files if root / name != named], paths, columns)
 
 
 def _root(path: str, kind: MediaType) -> Path:

@@ -67,13 +67,13 @@ def read_metadata(file: Path, columns: MetadataColumns | None = None, paths: Col
     Raises:
         DataError: Naming file and line; a path that leaves the folder refuses the whole file.
     """
-    found = list(read_rows(file))
-    if not found:
+    numbered = list(read_rows(file))
+    if not numbered:
         raise DataError(f"{file}: no line in it; every line names an image, such as {EXAMPLE}")
     places = places_of(paths)
-    columns, hint = _columns(file, found, columns or MetadataColumns(), places)
+    columns, hint = _columns(file, numbered, columns or MetadataColumns(), places)
     rows: list[MetadataRow] = []
-    for line, values in found:
+    for line, values in numbered:
         where = f"{file} {row_noun(file)} {line}"
         name = values.get(columns.file)
         if not isinstance(name, str) or not name.strip():
@@ -107,15 +107,15 @@ def find_table(root: Path, files: Collection[str], paths: Collection[str], colum
     named = [name for name in METADATA if name in files]
     if len(named) > 1:
         raise DataError(f"{root}: both {named[0]} and {named[1]}; keep one of them")
-    found = named or [name for name in LISTS if name in files and prompts_beside(root / name)]
-    if not found:
+    tables = named or [name for name in LISTS if name in files and prompts_beside(root / name)]
+    if not tables:
         candidates = sorted(name for name in files if "/" not in name and _suffix(name) in TABLE_SUFFIXES)
-        found = [name for name in candidates if _lists(root / name, paths, columns)]
-    if len(found) > 1:
+        tables = [name for name in candidates if _lists(root / name, paths, columns)]
+    if len(tables) > 1:
         raise DataError(
-            f"{root}: {' and '.join(found)} list its files; name the one to read: data.metadata_file={found[0]}"
+            f"{root}: {' and '.join(tables)} list its files; name the one to read: data.metadata_file={tables[0]}"
         )
-    return found[0] if found else None
+    return tables[0] if tables else None
 
 
 def _lists(file: Path, paths: Collection[str], columns: MetadataColumns) -> bool:
@@ -126,9 +126,9 @@ def _lists(file: Path, paths: Collection[str], columns: MetadataColumns) -> bool
         chosen, _ = _columns(file, rows, columns, places)
     except DataError:
         return False
-    told = chosen.text, chosen.label
+    described = chosen.text, chosen.label
     return any(
-        _place(places, values.get(chosen.file)) and any(values.get(column) is not None for column in told)
+        _place(places, values.get(chosen.file)) and any(values.get(column) is not None for column in described)
         for _, values in rows
     )
 
@@ -158,7 +158,7 @@ def _columns(
         DataError: One that was named is not there, or that of the files is not clear.
     """
     there = list(dict.fromkeys(str(key) for _, values in rows for key in values))
-    own = named.file in there  # the form that `unveil caption` writes, where "caption" is the captioner's
+    documented = named.file in there  # the form that `unveil caption` writes, where "caption" is the captioner's
     for column, usual, key in zip(
         named, MetadataColumns(), ("file_column", "caption_column", "label_column", "synthetic_column"), strict=True
     ):
@@ -178,7 +178,7 @@ def _columns(
                 "name the column of the files: data.file_column=NAME"
             )
         named = named._replace(file=choice[0])
-    if named.text in there or named.text != "text" or (own and named.synthetic in there):
+    if named.text in there or named.text != "text" or (documented and named.synthetic in there):
         return named, None
     others = [column for column in there if column not in (named.file, named.label) and column not in files]
     lower = {column.lower(): column for column in others}
@@ -232,10 +232,10 @@ def read_columns(file: Path, paths: Collection[str] = ()) -> Iterator[tuple[str,
     table = read_metadata(file, paths=paths)
     values = dict(read_rows(file))
     for row in table.rows:
-        kept = {key: value for key, value in values[row.line].items() if value is not None}
-        kept.pop(table.columns.file, None)
-        kept.pop(table.columns.text, None)
-        yield row.path, {"file_name": row.path} | ({} if row.text is None else {"text": row.text}) | kept
+        filled = {key: value for key, value in values[row.line].items() if value is not None}
+        filled.pop(table.columns.file, None)
+        filled.pop(table.columns.text, None)
+        yield row.path, {"file_name": row.path} | ({} if row.text is None else {"text": row.text}) | filled
 
 
 def labels_are_classes(names: Collection[str]) -> bool:

@@ -114,16 +114,16 @@ def interpolate_images(
     size = (first.shape[2], first.shape[3])
     check_size(model, size)
     input_to_unit(first, model.shape[0])
-    found: list[Tensor] = []  # the noise of both, when the first batch needs it
+    noises: list[Tensor] = []  # the noise of both, when the first batch needs it
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
         del rows
-        if not found:
+        if not noises:
             of_last = replace(request, cond={**request.cond, **(to or {})})
             ends = ((first, request), (last, of_last))
-            found.extend(invert(model, image[:1], replace(each, batch=1)).noise for image, each in ends)
+            noises.extend(invert(model, image[:1], replace(each, batch=1)).noise for image, each in ends)
         weights = _weights(run, frames)
-        a, b = (noise.to(run.streams.device).expand(len(run), *noise.shape[1:]) for noise in found)
+        a, b = (noise.to(run.streams.device).expand(len(run), *noise.shape[1:]) for noise in noises)
         start = replace(run, x=run.schedule.start(slerp(a, b, weights)))
         return _towards(model, start, to, weights)
 

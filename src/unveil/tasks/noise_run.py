@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unveil.errors import DataError, RecipeError, WeightsError
-from unveil.evaluate.psnr_ssim import mean_squared_error, psnr
+from unveil.evaluate.psnr_ssim import mse, psnr
 from unveil.generation.generate import (
     GeneratedSample,
     Request,
@@ -132,15 +132,15 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
         images = list(generate(model, request, source, spec, on_step=progress.reach))
     shown = upscale_for_display(torch.stack([image.pixels for image in images])).transpose(0, 1)
     facts = images[0].facts if output.metadata else None
-    kept, note = _reconstruction(rows, images)
+    ratios, note = _reconstruction(rows, images)
     if alone in FORMS:
         write_video(animation, shown, task.fps, facts)
         return TaskResult(
-            {"images": [], "video": str(animation), "model": source._asdict(), **kept}, f"{animation}{note}"
+            {"images": [], "video": str(animation), "model": source._asdict(), **ratios}, f"{animation}{note}"
         )
     written = write_images(images, output, [f"frame_{number:05d}.png" for number in range(task.frames)])
     write_video(refuse_overwrite(animation, output.force), shown, task.fps, facts)
-    about = {"video": str(animation), "model": source._asdict(), "task": task.name, **kept}
+    about = {"video": str(animation), "model": source._asdict(), "task": task.name, **ratios}
     return TaskResult(written.facts() | about, f"{written.text()}\n{animation}{note}")
 
 
@@ -149,9 +149,7 @@ def _reconstruction(rows: Sequence[InputRow], images: Sequence[GeneratedSample])
     if not rows:
         return {}, ""
     ends = {"first": images[0], "last": images[-1]}
-    errors = {
-        name: mean_squared_error(rows[0].files[name].content[None], end.pixels[None]) for name, end in ends.items()
-    }
+    errors = {name: mse(rows[0].files[name].content[None], end.pixels[None]) for name, end in ends.items()}
     ratios = {name: round(float(psnr(error)), 1) for name, error in errors.items()}
     return {"psnr": ratios}, f"\nthe ends reconstruct both images at {ratios['first']:g} and {ratios['last']:g} dB"
 

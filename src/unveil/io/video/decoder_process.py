@@ -279,7 +279,7 @@ def _converted(frame: VideoFrame, form: str) -> np.ndarray:
 
 def _thumbnail(frame: VideoFrame) -> np.ndarray:
     """int16 (THUMBNAIL, THUMBNAIL, 3) of a frame, each the mean of an area."""
-    exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same on every processor
+    exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same on every CPU
     size = {"width": THUMBNAIL, "height": THUMBNAIL}
     small = _REDUCE.reformat(frame, **size, format="rgb24", interpolation=exact, threads=1)
     return small.to_ndarray().astype(np.int16)
