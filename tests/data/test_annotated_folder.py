@@ -165,7 +165,6 @@ def test_run_lengths_as_list_and_as_text():
         (lambda c: c["images"][1].pop("file_name"), "images entry 2 has no file_name"),
         (lambda c: c["images"].pop(1), "annotations entry 3: no entry has the image_id 2"),
         (lambda c: c["images"][1].update(width=50), "b.png: 64 x 32, and boxes.json says 50 x 32"),
-        (lambda c: c["images"][1].update(file_name="c.png"), "b.png: not named in boxes.json"),
     ],
 )
 def test_faulty_annotations_name_the_entry(two, change, words):
@@ -173,6 +172,20 @@ def test_faulty_annotations_name_the_entry(two, change, words):
     change(content)
     (two / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=words):
+        opened(two)
+
+
+def test_only_images_that_are_named_are_used(two, caplog):
+    content = json.loads((two / "boxes.json").read_text())
+    content["images"][1]["file_name"] = "c.png"
+    (two / "boxes.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        assert len(opened(two)) == 1
+    assert "boxes.json: 1 images not named in it:\n  b.png: left out" in caplog.text
+    assert "boxes.json: 1 images named in it are not usable or not there" in caplog.text
+    content["images"][0]["file_name"] = "d.png"
+    (two / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"no image of the train part has annotations; check data.annotations"):
         opened(two)
 
 

@@ -54,7 +54,8 @@ class AnnotatedFolderConfig:
         slots: Maximum number of boxes of an image; the smallest are left out.
         size, channels, fit, background, undersized: As for image folders. Boxes of which a crop leaves less than a
             quarter are left out.
-        max_pixels, max_bad, val_fraction: As for image folders. Images without annotations or mask are bad files.
+        max_pixels, max_bad, val_fraction: As for image folders. Images without a mask are bad files; those that the
+            annotations do not name are left out.
     """
 
     path: str
@@ -103,8 +104,8 @@ class AnnotatedFolder(Dataset[Item]):
     """The images of one part with their boxes and masks, see `AnnotatedFolderConfig`.
 
     Raises:
-        DataError: As `ImageFolderDataset`; annotations that cannot be read; or more than max_bad of the images have no
-            annotations or no mask.
+        DataError: As `ImageFolderDataset`; annotations that cannot be read or name no image; or more than max_bad of
+            the images have no mask, or another size than the annotations say.
     """
 
     def __init__(self, config: AnnotatedFolderConfig, part: Split = "train") -> None:
@@ -169,9 +170,7 @@ class AnnotatedFolder(Dataset[Item]):
         entries = self._images()
         for entry in entries:
             stated = self._objects.get(entry.path)
-            if self.coco is not None and stated is None:
-                bad.append((entry.path, f"not named in {config.annotations}"))
-            elif stated is not None and not _same_shape(stated, self.images.report.dimensions[entry.path]):
+            if stated is not None and not _same_shape(stated, self.images.report.dimensions[entry.path]):
                 shown = "{} x {}".format(*self.images.report.dimensions[entry.path])
                 bad.append((entry.path, f"{shown}, and {config.annotations} says {stated.width} x {stated.height}"))
             elif config.masks is not None and _stem(entry.path) not in self._masks:
@@ -189,9 +188,18 @@ class AnnotatedFolder(Dataset[Item]):
         return [entry for entry in self.images.entries if entry.path in usable]
 
     def _images(self) -> list[IndexEntry]:
-        """All images, without the masks that lie below their folder."""
+        """The images that the annotations name, without the masks that lie below their folder."""
         masks = {file.resolve() for file in self._masks.values()}
-        return [entry for entry in self.images.report.entries if (self.root / entry.path).resolve() not in masks]
+        entries = [entry for entry in self.images.report.entries if (self.root / entry.path).resolve() not in masks]
+        if self.coco is None:
+            return entries
+        named = [entry for entry in entries if entry.path in self._objects]
+        if len(named) < len(entries):
+            rest = [(entry.path, "left out") for entry in entries if entry.path not in self._objects]
+            _log.warning("%s: %d images not named in it:\n%s", self.config.annotations, len(rest), format_list(rest))
+        if (gone := len(self.coco.images) - len(self._objects)) > 0:
+            _log.warning("%s: %d images named in it are not usable or not there", self.config.annotations, gone)
+        return named
 
     def _boxes(self, path: str) -> Item:
         if self.coco is None:
