@@ -146,10 +146,13 @@ class FolderReport:
             "sizes": {f"{width} x {height}": count for (width, height), count in self.sizes.most_common(20)},
             "short_sides": self.side_counts(),
             **self.notes(),
-            "captions": _lengths(self.captions) | {"missing": self.missing, "hint": self.caption_hint},
+            "captions": _lengths(self.captions) | {"missing": self.missing} | self._hint(),
             "classes": self.class_counts(),
             "duplicates": self.duplicates,
         }
+
+    def _hint(self) -> dict[str, str]:
+        return {} if self.captions or self.caption_hint is None else {"hint": self.caption_hint}
 
     def to_text(self, limit: int = 10) -> str:
         """The report for a person; of each kind the first `limit` files are named."""
@@ -167,7 +170,7 @@ class FolderReport:
                 f"captions     {facts['with']} of {facts['shortest']} to {facts['longest']} characters "
                 f"(median {facts['median']}), {len(self.missing)} missing"
             )
-        lines += [f"captions     none: {self.caption_hint}"] if self.caption_hint and not self.captions else []
+        lines += [f"captions     none: {hint}" for hint in self._hint().values()]
         lines += _section("cannot be used", self.refused, limit)
         for action, title in self.titles.items():
             named = [(change.path, change.reason) for change in self.changes if action in change.actions]
