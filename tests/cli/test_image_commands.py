@@ -203,6 +203,33 @@ def test_interpolation_between_two_samples(cli: Cli, saved: Path, tmp_path: Path
     assert (tmp_path / f"alone.{form}").exists()
 
 
+def test_interpolation_between_two_given_images(cli: Cli, tmp_path: Path):
+    assert cli("sample", "ddpm-digits", "--label", 3, "--label", 8, "--steps", 8, "--out", "in").code == 0
+    ends = sorted((tmp_path / "in").glob("seed0_*.png"))
+    labels = ["--label", 3, "--label", 8, "--steps", 20]
+    done = cli("interpolate", "ddpm-digits", *ends, *labels, "--frames", 3, "--json")
+    assert done.code == 0, done.err
+    frames = sorted((tmp_path / "way").glob("frame_*.png"))
+    for end, frame, told in zip(ends, (frames[0], frames[-1]), done.json["psnr"].values(), strict=True):
+        error = (pixels(end).float() - pixels(frame).float()) / 255
+        assert float(-10 * error.square().mean().log10()) == pytest.approx(told, abs=0.06)
+        assert told > 20  # dB
+    facts = read_generation_metadata(frames[1])
+    assert (facts["sampler"], facts["eta"], facts["steps"]) == ("ddim", 0.0, 20)
+    assert facts["inputs"]["last"]["name"] == ends[1].name
+    done = cli("regenerate", frames[1], "--input", "in", "--out", "again.png")
+    assert done.code == 0, done.err
+    assert (tmp_path / "again.png").read_bytes() == frames[1].read_bytes()
+    for arguments, words in (
+        ((ends[0],), "is one image; give two"),
+        ((*ends, ends[0]), "are 3 images; give two"),
+        ((*ends, "--sampler", "euler"), "between two images the sampler is ddim with eta 0"),
+        ((*ends, "--seed", 1, "--seed", 2), "the noise of both ends is that of the two images"),
+    ):
+        refused(cli("interpolate", "ddpm-digits", *arguments, "--out", "no"), 2, words)
+    refused(cli("interpolate", *ends, "--out", "no"), 2, "interpolate needs a model before it")
+
+
 def test_interpolation_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     done = cli("interpolate", saved, "--seed", 3, "--seed", 9, "--frames", 3, "--format", "mp4", "--fps", 6)
     assert done.code == 0, done.err

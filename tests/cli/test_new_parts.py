@@ -133,7 +133,7 @@ def test_without_its_package_the_sampler_is_unknown(site: Path):
 def test_a_new_kind_of_data_trains_a_model(site: Path):
     Path("stripes.yaml").write_text(RECIPE, "utf-8")
     problem = unveil("train", "stripes.yaml", "-o", "run", code=2)
-    assert "data.kind = 'stripes': must be one of digits, fashion," in " ".join(problem.split())
+    assert "data.kind = 'stripes': must be one of annotated-folder, digits," in " ".join(problem.split())
     install(site, "stripes_data", DATA, "unveil.data", "stripes = stripes_data")
     train = ("train", "stripes.yaml", "data.period=2", "-o", "run")
     unveil_each(train, ("sample", "run", "--label", 1, "-o", "striped.png"))

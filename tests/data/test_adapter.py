@@ -83,6 +83,6 @@ def test_a_recipes_section_opens_by_its_kind(folder, paint):
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
     with pytest.raises(
         RecipeError,
-        match=r"must be digits, fashion, fashion-style, folder, latents, playground, scenes, video-folder; nearest: 'f",
+        match=r"must be annotated-folder, digits, fashion, fashion-style, folder, latents, playground, .*; nearest: 'f",
     ):
         data.open(SimpleNamespace(kind="folders"))

@@ -253,7 +253,8 @@ def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, t
         (['{"file_name": "a.png"}', '{"file_name": "a.png",'], "line 2: not JSON .*every line is one object, such as"),
         (['{"file_name": "a.png"}', "", "[1]"], "line 3: list, not an object"),
         (["[" * 100_000], "line 1: not JSON"),
-        ([{"filename": "a.png"}], "line 1: no file_name; nearest: 'filename'"),
+        ([{"filename": "b.png"}], "no column file_name, and of the columns filename none names a file of it; name the"),
+        ([{"file_name": "a.png"}, {"file": "a.png"}], "line 2: no file_name; nearest: 'file'"),
         ([{"file_name": 3}], "line 1: no file_name"),
         ([{"file_name": "a.png", "text": 3}], "line 1: text is 3, not text; put it in quotes"),
         ([{"file_name": "a.png", "label": 1.5}], "line 1: label is 1.5; a label is a name or a whole number"),
@@ -277,7 +278,7 @@ def test_bad_csv_names_file_and_line(folder, paint):
     for content, message in (
         ("file_name,text\na.png,one, two\n", "line 2: not 2 values, as the first line has; put values that hold a com"),
         ('file_name,text\na.png,"one\n', "line 2: not CSV"),
-        ("name,text\na.png,one\n", "line 2: no file_name; nearest: 'name'"),
+        ("name,text\nb.png,one\n", "no column file_name, and of the columns name, text none names a file of it"),
         (b"file_name\n\xff.png\n", "not UTF-8 text .byte 10.; save it as UTF-8"),
     ):
         table.write_bytes(content if isinstance(content, bytes) else content.encode())

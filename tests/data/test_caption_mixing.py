@@ -155,8 +155,8 @@ def test_files_that_are_none_of_captions(tmp_path):
     with pytest.raises(DataError, match=r"none of its 1 names is that of a file .*, such as 'mine/a.png'; give the"):
         data.open(replace(plain, captions_file=str(captions_file)))
     captions_file.write_text('{"file_name": "a.png", "text": "one"}\n')
-    with pytest.raises(DataError, match="no column 'caption'; there are file_name, text"):
-        data.open(replace(plain, captions_file=str(captions_file)))
+    with pytest.raises(DataError, match=r"no column 'captoin'.*; there are file_name, text"):
+        data.open(replace(plain, captions_file=str(captions_file), synthetic_column="captoin"))
     captions_file.write_text('{"file_name": "a.png", "caption": ""}\n')
     with pytest.raises(DataError, match=r"captions.jsonl: no caption in its column 'caption'; give a file that unveil"):
         data.open(replace(plain, captions_file=str(captions_file)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.image_decoding import DecodeOptions, read_image
+from unveil.data.image_decoding import DecodeOptions, fit_box, nearest_aspect, read_image
 from unveil.errors import DataError
 from unveil.io.video import containers
 
@@ -208,3 +208,46 @@ def test_all_frames_of_an_animation_count_towards_its_pixels(folder, gradient, m
         shown(folder / name)
     frames[0].save(folder / name, lossless=True)
     assert np.array_equal(shown(folder / name), gradient)  # a still image has another limit
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "multiple", "expected"),
+    [
+        ((96, 64), 48, 8, (48, 32)),
+        ((64, 96), 48, 8, (32, 48)),
+        ((1920, 1080), 256, 8, (336, 192)),  # 1.6 % cut off, and not 256 x 144 with half of the pixels
+        ((640, 480), 64, 8, (72, 56)),
+        ((96, 64), 64, 16, (80, 48)),  # 48 x 32 has the aspect ratio, and less than half of the pixels
+        ((60, 44), 64, 8, (56, 40)),
+        ((16, 16), 64, 8, (16, 16)),
+        ((5, 4), 64, 8, (8, 8)),
+    ],
+)
+def test_the_aspect_ratio_is_kept_as_far_as_multiples_allow(image, size, multiple, expected):
+    box, fitted = fit_box(*image, DecodeOptions(size, fit="aspect", multiple=multiple))
+    assert fitted == expected
+    wide, high = box[2] - box[0], box[3] - box[1]
+    assert wide / high == pytest.approx(fitted[0] / fitted[1])  # nothing is stretched
+    assert wide == pytest.approx(image[0]) or high == pytest.approx(image[1])  # and no more cut off than it must
+
+
+def test_of_all_sizes_the_rule_takes_the_best():
+    for width, height, pixels, multiple in (
+        (96, 64, 48**2, 8),
+        (70, 45, 40**2, 4),
+        (33, 90, 36**2, 6),
+        (50, 50, 999, 7),
+    ):
+        cut = {
+            (w, h): 1 - min(w * height / h / width, h * width / w / height)
+            for w in range(multiple, width + 1, multiple)
+            for h in range(multiple, height + 1, multiple)
+            if pixels / 2 <= w * h <= pixels
+        }
+        found = nearest_aspect(width, height, pixels, multiple)
+        assert found in cut
+        good = {size: share for size, share in cut.items() if share <= 0.05}
+        if good:
+            assert found[0] * found[1] == max(w * h for w, h in good)
+        else:
+            assert cut[found] == pytest.approx(min(cut.values()))

@@ -88,11 +88,17 @@ def test_a_variable_rate_needs_a_rule(folder):
     ("given", "actions", "words"),
     [
         ({"frames": 12}, None, None),
-        ({"frames": 5}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
+        ({"frames": 5}, None, None),
+        ({"frames": 5, "pieces": "first"}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
         ({"frames": 5, "stride": 3}, ["cut"], "11 of 12 frames used (frames: 5)"),
         ({"frames": 6, "stride": 6}, None, None),
         ({"frames": 13}, ["drop"], "16 x 16, 12 frames: fewer than frames: 13 (too_short: drop)"),
-        ({"frames": 13, "too_short": "keep", "temporal_multiple": 4}, ["cut"], "9 of 12 frames used"),
+        ({"frames": 13, "too_short": "keep", "temporal_multiple": 4}, None, None),
+        (
+            {"frames": 13, "too_short": "keep", "temporal_multiple": 4, "pieces": "first"},
+            ["cut"],
+            "9 of 12 frames used",
+        ),
         (
             {"frames": 8, "fps": 8, "resample": "nearest"},
             ["retime"],
@@ -124,6 +130,42 @@ def test_pieces_of_a_long_clip(folder):
         [10, 11, 12, 13],
     ]
     assert len(clips) == 3
+    whole = data.VideoDataset(config(folder))  # side by side, and a last one that ends with the file
+    starts = [number_of(whole[index]["pixels"].numpy())[0] for index in range(len(whole))]
+    assert starts == [0, 4, 8, 10]
+    assert len(data.VideoDataset(config(folder, pieces="first"))) == 1
+
+
+SCENES = (0, 9, 14, 24)  # where each of three scenes begins, and the end
+
+
+def scene(number: int, width: int, height: int) -> np.ndarray:
+    """Grey 10 times the number of the frame from the start of its scene, whose colour is another each time."""
+    which = sum(number >= start for start in SCENES[1:3])
+    image = np.full((height, width, 3), 10 + 10 * (number - SCENES[which]), np.uint8)
+    image[:, : width // 2] = ((250, 0, 0), (0, 0, 250), (0, 250, 0))[which]
+    return image
+
+
+def test_no_piece_goes_over_a_scene_change(folder):
+    make_video(folder / "a.mp4", 24, draw=scene, options={"g": "7"})
+    clips = data.VideoDataset(config(folder, frames=6))
+    found = [[round(time * 12) for time in clips[index]["times"].tolist()] for index in range(len(clips))]
+    assert [(times[0], times[-1]) for times in found] == [(0, 5), (3, 8), (14, 19), (18, 23)]
+    assert {len(times) for times in found} == {6}
+    assert number_of(clips[2]["pixels"].numpy()) == [0, 1, 2, 3, 4, 5]
+    change = only(clips.report)
+    assert change[0] == ("scenes", "cut")
+    assert "cut at 2 scene changes, 19 of 24 frames used (frames: 6)" in change[1]
+    assert "cut at scene changes: 1" in clips.report.to_text()
+    kept = data.VideoDataset(config(folder, frames=6, too_short="keep"))
+    assert kept.sizes()[:, 0].tolist() == [6, 6, 5, 6, 6]
+    assert len(data.VideoDataset(config(folder, frames=6, scenes="join"))) == 4
+    slow = data.VideoDataset(config(folder, frames=3, fps=6, resample="nearest"))  # cut by the frames that are shown
+    times = [[round(time * 12) for time in slow[index]["times"].tolist()] for index in range(len(slow))]
+    assert all(times[index][-1] < 9 or times[index][0] >= 14 for index in range(len(times)))
+    [(_, reason)] = [only(data.check_videos(config(folder, frames=11)))]
+    assert "3 scenes, each of fewer than frames: 11 (too_short: drop)" in reason
 
 
 @pytest.mark.parametrize(
@@ -133,7 +175,8 @@ def test_pieces_of_a_long_clip(folder):
         ((32, 16), {"size": 8, "fit": "pad"}, (8, 8)),
         ((32, 16), {"size": 8, "fit": "stretch"}, (8, 8)),
         ((32, 16), {"size": 16, "fit": "aspect"}, (11, 22)),
-        ((32, 16), {"size": 16, "fit": "aspect", "size_multiple": 4}, (8, 20)),
+        ((32, 16), {"size": 16, "fit": "aspect", "size_multiple": 4}, (8, 16)),
+        ((96, 64), {"size": 48, "fit": "aspect", "size_multiple": 8}, (32, 48)),  # not 32 x 56
         ((36, 20), {"size_multiple": 8}, (16, 32)),
         ((36, 20), {}, (20, 36)),
     ],
@@ -203,12 +246,12 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
         assert name in text
     with pytest.raises(DataError, match=r"5 of 6 files cannot be used(.|\n)*song.mp4: holds sound only"):
         data.VideoDataset(config(folder))
-    assert len(data.VideoDataset(config(folder, max_bad=0.9))) == 1
+    assert len(data.VideoDataset(config(folder, max_bad=0.9, frames=6))) == 1
 
 
 def test_training_says_what_it_drops_cuts_and_retimes(folder, caplog):
     make_video(folder / "long.mp4", 12), make_video(folder / "short.mp4", 3)
-    data.check_videos_or_raise(config(folder, fps=6, resample="nearest"))
+    data.check_videos_or_raise(config(folder, fps=6, resample="nearest", pieces="first"))
     for words in ("1 of 2 videos left out", "1 of 2 videos brought to another rate", "1 of 2 videos cut in time"):
         assert words in caplog.text
 
@@ -227,7 +270,7 @@ def test_a_file_that_changed_since_the_check_is_an_error(folder):
 def test_workers_see_the_same_items(folder):
     for number in range(4):
         make_video(folder / f"{number}.mp4", 4 + number)
-    clips = data.VideoDataset(config(folder))
+    clips = data.VideoDataset(config(folder, pieces="first"))
     clips[0]  # a decoder is there before the fork
     alone = [clips[index]["pixels"] for index in range(4)]
     loaded = [item["pixels"] for item in DataLoader(clips, batch_size=None, num_workers=2)]
@@ -267,7 +310,7 @@ def test_the_content_hash_sees_files_and_pieces(folder):
     make_video(folder / "a.mp4", 8)
     first = dataset_fingerprint(data.VideoDataset(config(folder)))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) == first
-    assert dataset_fingerprint(data.VideoDataset(config(folder, stride=4))) != first
+    assert dataset_fingerprint(data.VideoDataset(config(folder, stride=3))) != first
     make_video(folder / "a.mp4", 8, size=(18, 16))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) != first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from unveil.model.config import Recipe, load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.lora import LoraConfig, LoraDelta, init_lora
 from unveil.nn.unet import UNet
-from unveil.playground import PlaygroundConfig
+from unveil.playground import PlaygroundConfig, ScenesConfig
 
 SIDE, VIDEOS = 32, 8
 CODEC = (
@@ -107,6 +108,25 @@ def filmed(folder: Path) -> None:
         (folder / "clips" / f"{number:02d}.txt").write_text(item["text"], "utf-8")
 
 
+def annotated(folder: Path) -> None:
+    """The folder coco: scenes with their boxes and outlines in COCO's format, and masks of the same names."""
+    scenes = data.open(ScenesConfig(count=VIDEOS))
+    (folder / "coco" / "masks").mkdir(parents=True)
+    images, marks = [], []
+    for number in range(VIDEOS):
+        item, file = scenes[number], f"{number:02d}.png"
+        Image.fromarray(item["pixels"].permute(1, 2, 0).numpy()).save(folder / "coco" / file)
+        Image.fromarray((item["mask"] > 0).to(torch.uint8).numpy()).save(folder / "coco" / "masks" / file)
+        images.append({"id": number, "file_name": file, "width": 32, "height": 32})
+        for kind, (x, y, w, h) in zip(item["kinds"].tolist(), (item["boxes"] * 32).tolist(), strict=True):
+            left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+            marks.append({"image_id": number, "category_id": 1 + kind % 2, "bbox": [left, top, w, h]})
+            marks[-1]["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+    categories = [{"id": 1, "name": "even"}, {"id": 2, "name": "odd"}]
+    content = {"images": images, "annotations": marks, "categories": categories}
+    (folder / "coco" / "instances.json").write_text(json.dumps(content), "utf-8")
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion": stable_diffusion,
     "legacy": legacy,
@@ -115,6 +135,7 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "sdxl": sdxl,
     "playground": playground,
     "clips": filmed,
+    "coco": annotated,
 }
 
 

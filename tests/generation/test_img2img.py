@@ -104,6 +104,8 @@ def test_invalid_inputs_are_refused():
         img2img(model, torch.zeros(1, 3, 8, 8), strength=0.5)
     with pytest.raises(RecipeError, match=r"size 10x7 \(width x height\): .* multiples of 2 px; nearest 10x6 or 10x8"):
         drawn(model, Request(size=(7, 10)))
+    with pytest.raises(RecipeError, match=r"size 15x9 .*both sides must be multiples of 4 px; nearest 12x8 or 16x8"):
+        drawn(tiny(Halved()), Request(size=(9, 15)))  # and not 16x12, of another aspect ratio
     with pytest.raises(RecipeError, match=r"size 8x10 .*both sides must be multiples of 4 px; nearest 8x8 or 8x12"):
         drawn(tiny(Halved()), edit=img2img(model, random_images(1, 10, 8), strength=0.5))
     with pytest.raises(RecipeError, match="seed: 2 for 3 images"):

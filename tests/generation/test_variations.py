@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,8 +13,10 @@ from unveil.core.samplers import slerp
 from unveil.data.tensor_dataset import bicubic_upsample
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
+from unveil.generation.img2img import from_latents
+from unveil.generation.invert import invert
 from unveil.generation.upscale import upscale
-from unveil.generation.variations import interpolate, lerp, seed_variations
+from unveil.generation.variations import interpolate, interpolate_images, lerp, seed_variations
 from unveil.io.images import to_unit
 from unveil.types import Condition
 
@@ -48,6 +52,22 @@ def test_the_ends_of_an_interpolation_are_the_two_samples(codec: nn.Module | Non
     assert torch.equal(frames[-1], ends[1])
     assert not torch.equal(frames[1], ends[0])
     assert torch.allclose(drawn(model, Request({"label": [0]}, count=4, batch=4), way), frames, atol=1e-5)
+
+
+@CODECS
+def test_the_ends_between_two_images_come_from_the_noise_of_these(codec: nn.Module | None):
+    model, given = tiny(codec), random_images(2, 12, 8)
+    how: dict[str, object] = {"sampler": "ddim", "eta": 0.0, "steps": 5}
+    first, last = (Request({"label": [label]}, sampling=how) for label in (0, 2))
+    way = interpolate_images(model, given[:1], given[1:], first, frames=3, to={"label": [2]})
+    frames = drawn(model, Request({"label": [0]}, count=3, batch=1, sampling=how), way)
+    for image, request, frame in ((given[:1], first, frames[0]), (given[1:], last, frames[-1])):
+        noise = invert(model, image, request).noise
+        back = drawn(model, replace(request, size=(12, 8)), from_latents(noise))[0]
+        assert torch.equal(frame, back)
+    assert not torch.equal(frames[1], frames[0])
+    with pytest.raises(ShapeError, match=r"images \(1, 12, 8\) and \(1, 8, 8\): must have one size"):
+        interpolate_images(model, given[:1], random_images(1), first, frames=3)
 
 
 def test_an_interpolation_is_smooth():

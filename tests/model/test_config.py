@@ -177,15 +177,18 @@ def test_overrides_of_unknown_keys_are_refused(override, message):
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
             "data.kind=digit",
-            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, "
-            "scenes, video-folder; "
+            "data.kind = 'digit': must be one of annotated-folder, digits, fashion, fashion-style, folder, latents, "
+            "playground, scenes, video-folder; "
             "nearest: 'digits'",
         ),
         (
             "data={size: 8}",
-            "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, fashion-style, folder",
+            "data = {'size': 8}: needs a map with a kind; allowed: annotated-folder, digits, fashion, ",
         ),
-        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, fashion-style, folder"),
+        (
+            "data=3",
+            "data = 3: needs a map with a kind; allowed: annotated-folder, digits, fashion, ",
+        ),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
         ("process.beta_schedule=cosin", "beta_schedule = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),

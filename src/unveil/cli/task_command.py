@@ -225,7 +225,8 @@ def _run(task_class: type[Task], typed: Mapping[str, Any], command_name: str) ->
         int(typed.get("preview_every", 5)),
         chosen=typed.get("out") is not None,
     )
-    files = [Path(value) for name, value in typed.items() if value and _is_file(task_class, name)]
+    named = [value for name, value in typed.items() if value and _is_file(task_class, name)]
+    files = [Path(item) for value in named for item in (value if isinstance(value, list) else [value])]
     context = TaskContext(output, console, str(typed.get("device", "auto")), places=files)
     task = _regeneration(task_class, typed) if typed.get("from_metadata") else task_of(task_class, typed, command_name)
     result = task.run(context)

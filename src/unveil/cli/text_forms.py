@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
 from unveil.cli.foreign_names import RECIPE_KEYS, SETTING_ALIASES, SETTING_OPTIONS
 from unveil.errors import DataError, RecipeError, did_you_mean
-from unveil.tasks.fields import PLAYGROUND, FileFacts, NumberList, RecipeKeys, SamplingKeys
+from unveil.tasks.fields import IMAGE_SUFFIXES, PLAYGROUND, FileFacts, NumberList, RecipeKeys, SamplingKeys
 from unveil.tasks.task import WORDS, Task, find_mark
 
 PROMPT = "prompt"
@@ -384,8 +384,8 @@ def read_value(field: FieldInfo, name: str, value: Any) -> Any:
 def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a task together with its positional settings and prompts.
 
-    KEY=VALUE is a sampling setting, any other text a prompt. A prompt may be written in the place of the model; the
-    model is then the bundled one.
+    KEY=VALUE is a sampling setting, the name of an image file an end of an interpolation, any other text a prompt. A
+    prompt may be written in the place of the model; the model is then the bundled one.
 
     Args:
         task_class: Class of the task.
@@ -403,6 +403,13 @@ def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Map
             values["model"] = PLAYGROUND
         if model is not None and is_prompt(model) and not os.path.exists(model):
             values["model"], words = PLAYGROUND, [model, *words]
+    ends = [name for name in ("first", "last") if name in task_class.model_fields and name not in task_class.arguments]
+    if ends:  # image files between which the task works
+        files = [word for word in words if PurePath(word).suffix.lower() in IMAGE_SUFFIXES]
+        if len(files) > len(ends):
+            raise RecipeError(f"{', '.join(files)}: are {len(files)} images; give two, the first and the last")
+        values |= dict(zip(ends, files, strict=False))
+        words = [word for word in words if word not in files]
     prompts = [word for word in words if not _SETTING.match(word)]
     if prompts:
         values[PROMPT] = [*prompts, *values.get(PROMPT, ())]

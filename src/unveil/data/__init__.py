@@ -6,6 +6,7 @@ Pixels are (C, H, W), those of videos (3, T, H, W).
 from __future__ import annotations
 
 from unveil.data.adapter import AdaptedDataset, adapt_dataset
+from unveil.data.annotated_folder import AnnotatedFolder, AnnotatedFolderConfig
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
 from unveil.data.control_images import HINT, ControlImageConfig, ControlImageDataset
 from unveil.data.digits import DigitsConfig, digits
@@ -28,6 +29,8 @@ __all__ = [
     "HINT",
     "LATENTS",
     "AdaptedDataset",
+    "AnnotatedFolder",
+    "AnnotatedFolderConfig",
     "ControlImageConfig",
     "ControlImageDataset",
     "DigitsConfig",

@@ -15,7 +15,15 @@ from PIL import ImageColor
 
 from unveil.data.cache import cache_get, cache_put
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
-from unveil.data.metadata import METADATA, MetadataRow, captions_by_name, read_metadata
+from unveil.data.metadata import (
+    METADATA,
+    MetadataColumns,
+    MetadataRow,
+    captions_by_name,
+    find_table,
+    read_metadata,
+)
+from unveil.data.tables import row_noun
 from unveil.data.tensor_dataset import check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
 
@@ -92,6 +100,7 @@ class FolderWalk:
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif"}
 OTHER_IMAGE_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
+LAYOUTS = ("plain", "classes")  # of folders without metadata
 _MAX_CAPTION = 65_536  # bytes
 
 
@@ -143,6 +152,16 @@ class FolderOptions(Protocol):
         ...
 
     @property
+    def metadata_file(self) -> str | None:
+        """Name of the file in the folder that lists its files; None takes the one found."""
+        ...
+
+    @property
+    def file_column(self) -> str:
+        """The metadata column of the files' names."""
+        ...
+
+    @property
     def caption_column(self) -> str:
         """The metadata column of captions."""
         ...
@@ -167,8 +186,9 @@ class FolderOptions(Protocol):
 class FolderConfig:
     """A folder of PNG, JPEG or WebP images, brought to size x size.
 
-    The folder is read in one of three layouts: with a metadata.jsonl or metadata.csv (a line per image:
-    file_name, and where present the columns `text` and `label`); with a sub-folder per class; or plain. In
+    The folder is read in one of three layouts: with a file that lists the images (metadata.jsonl, metadata.csv or
+    metadata.json with file_name, and where present `text` and `label`; or images.txt and prompts.txt; or a JSON, JSONL,
+    CSV or TSV file with columns of any names, see `data.metadata`); with a sub-folder per class; or plain. In
     each, name.txt beside name.png is its caption. Files and folders whose names begin with a dot are ignored.
 
     channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `DecodeOptions`.
@@ -176,8 +196,9 @@ class FolderConfig:
     undersized: enlarge or drop images with fewer pixels than `size`; the check names them.
     labels: "auto" takes the sub-folders as classes when all images lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
-    caption_column, label_column, synthetic_column: the metadata columns to read: captions, labels, and captions that a
-        captioner wrote.
+    metadata_file: name of the file in the folder that lists the images; left out, it is found.
+    file_column, caption_column, label_column, synthetic_column: the metadata columns to read: files, captions, labels,
+        and captions that a captioner wrote. Where file_name or text is not there, the column is found.
     captions_file: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the
         place of those of the metadata, and all else is as the folder has it.
     synthetic_prob: probability of a captioner's caption if an image has both (`data.image_folder.pick_caption`).
@@ -195,6 +216,8 @@ class FolderConfig:
     background: str = "white"
     labels: Literal["auto", "folders", "none"] = "auto"
     classes: tuple[str, ...] | None = None
+    metadata_file: str | None = None
+    file_column: str = "file_name"
     caption_column: str = "text"
     label_column: str = "label"
     synthetic_column: str = "caption"
@@ -271,6 +294,7 @@ class FolderIndex:
 
     entries: files to decode. refused: path and reason of files that cannot be used.
     ignored: path and reason of other files. stamp: changes when a file is added, removed or modified.
+    caption_hint: why no column of the metadata was read as captions, where one might be.
     """
 
     root: Path
@@ -280,6 +304,7 @@ class FolderIndex:
     refused: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     stamp: str = ""
+    caption_hint: str | None = None
 
 
 def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
@@ -292,16 +317,16 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
     root = _root(config.path, kind)
     walk = FolderWalk(root, kind.with_article, kind.suffixes)
     paths = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
-    table = [name for name in METADATA if name in walk.files]
-    if len(table) > 1:
-        raise DataError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
-    result = FolderIndex(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
+    # a captioner's captions of a file of their own have their column there
+    synthetic = config.synthetic_column if config.captions_file is None else "caption"
+    columns = MetadataColumns(config.file_column, config.caption_column, config.label_column, synthetic)
+    table = _table(root, config, walk, paths, columns)
+    result = FolderIndex(root, table or "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
-        synthetic = (
-            config.synthetic_column if config.captions_file is None else "caption"
-        )  # else it is a column of that file
-        rows = read_metadata(root / table[0], config.caption_column, config.label_column, synthetic)
-        _with_metadata(result, config, rows, set(paths), kind)
+        result.ignored = [(path, reason) for path, reason in walk.ignored if path != table]
+        read = read_metadata(root / table, columns, paths)
+        result.caption_hint = read.hint
+        _with_metadata(result, config, read.rows, set(paths), kind)
     elif has_classes(config, paths):
         result.layout = "classes"
         _with_classes(result, config, paths)
@@ -314,6 +339,23 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
     if config.captions_file is not None:
         _add_captions_of_metadata(result, Path(config.captions_file).expanduser(), config.synthetic_column)
     return result
+
+
+def _table(
+    root: Path, config: FolderOptions, walk: FolderWalk, paths: Sequence[str], columns: MetadataColumns
+) -> str | None:
+    """The name of the file that lists the folder's files, None without one.
+
+    Raises:
+        DataError: The one that was named is not there, or several are.
+    """
+    if config.metadata_file is not None:
+        if config.metadata_file not in walk.files:
+            close = did_you_mean(config.metadata_file, walk.files)
+            raise DataError(f"{root}: no file {config.metadata_file!r} in it{close}; correct data.metadata_file")
+        return config.metadata_file
+    named = None if config.captions_file is None else Path(config.captions_file).expanduser().resolve()
+    return find_table(root, [name for name in walk.files if root / name != named], paths, columns)
 
 
 def _root(path: str, kind: MediaType) -> Path:
@@ -366,7 +408,8 @@ def _with_classes(result: FolderIndex, config: FolderOptions, paths: list[str]) 
 def _with_metadata(
     result: FolderIndex, config: FolderOptions, rows: list[MetadataRow], paths: set[str], kind: MediaType
 ) -> None:
-    where = {row.label: f"{result.root / result.layout} line {row.line}: label" for row in reversed(rows)}
+    noun = row_noun(result.root / result.layout)
+    where = {row.label: f"{result.root / result.layout} {noun} {row.line}: label" for row in reversed(rows)}
     labels = {row.label for row in rows if row.label is not None} if config.labels != "none" else set()
     if labels and config.classes is None and all(label.isdecimal() and str(int(label)) == label for label in labels):
         result.classes = [str(number) for number in range(1 + max(map(int, labels)))]  # numbers stay what they are
@@ -375,7 +418,7 @@ def _with_metadata(
     number = {name: index for index, name in enumerate(result.classes or [])}
     refused = {path for path, _ in result.refused}
     for row in rows:
-        named = f"named in {result.layout} line {row.line}"
+        named = f"named in {result.layout} {noun} {row.line}"
         if row.path in refused:
             continue
         if row.path not in paths:
@@ -432,7 +475,7 @@ def _add_captions_of_metadata(result: FolderIndex, file: Path, column: str) -> N
         RecipeError: No such file.
         DataError: It names no file of this folder.
     """
-    captions = captions_by_name(file, column)
+    captions = captions_by_name(file, column, [entry.path for entry in result.entries])
     if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):
         raise DataError(
             f"captions {str(file)!r}: none of its {len(captions)} names is that of a file to train on in "

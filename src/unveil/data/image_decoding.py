@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
@@ -186,7 +187,7 @@ class DecodeOptions:
         the background; stretch changes the aspect ratio; aspect keeps it, with size x size pixels at most and none
         added.
     multiple: both sides become multiples of it where the image keeps its own size or aspect; what is too much is
-        cut off around the centre.
+        cut off around the centre. With aspect, `nearest_aspect` chooses the size.
     decode: exact decodes every pixel and resamples once. fast lets the JPEG decoder skip detail that the
         resampling would average away, and resamples in two passes where much is reduced (large photographs
         3 to 4 times faster, slightly other pixels): for training, never for metrics.
@@ -386,9 +387,49 @@ def fit_box(width: int, height: int, rule: DecodeOptions) -> tuple[Box, Size]:
     return whole, (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
+MAX_CUT = 0.05  # share of an image that may be cut off to have more pixels
+MIN_SHARE = 0.5  # of the pixels that are allowed, where another size has the nearer aspect ratio
+
+
+@lru_cache(maxsize=4096)
+def nearest_aspect(width: int, height: int, pixels: int, multiple: int) -> Size | None:
+    """Find the size of an image whose sides must be multiples, such that little of it is cut off.
+
+    Of the sizes with at most `pixels` pixels, at least `MIN_SHARE` of them, and no side longer than the image's, it is
+    the largest of those that cut off at most `MAX_CUT` of the image, or else the one that cuts off least.
+
+    Args:
+        width, height: Size of the image.
+        pixels: Maximum number of pixels.
+        multiple: Number that divides both sides.
+
+    Returns:
+        Width and height; None if no size fits.
+    """
+    if width < height:  # a turned image has the turned size
+        turned = nearest_aspect(height, width, pixels, multiple)
+        return None if turned is None else (turned[1], turned[0])
+    fitting: list[tuple[float, int, int]] = []
+    for high in range(multiple, height + 1, multiple):
+        below = high * width // height // multiple * multiple  # the two of the nearest aspect ratio
+        widest = pixels // high // multiple * multiple  # where these have too many pixels
+        for wide in {below, below + multiple, widest}:
+            if 0 < wide <= width and MIN_SHARE * pixels <= wide * high <= pixels:
+                ratio = wide * height / (high * width)
+                fitting.append((1 - min(ratio, 1 / ratio), wide, high))
+    good = [size for size in fitting if size[0] <= MAX_CUT + 1e-9]
+    if good:
+        return max(good, key=lambda size: (size[1] * size[2], size[1]))[1:]
+    return min(fitting, key=lambda size: (round(size[0], 9), -size[1] * size[2], size[1]))[1:] if fitting else None
+
+
 def _own_aspect(width: int, height: int, rule: DecodeOptions) -> tuple[Box, Size]:
     scale = 1.0 if rule.size is None else min(1.0, rule.size / math.sqrt(width * height))
     wide, high = (max(1, int(side * scale / rule.multiple + 1e-9)) * rule.multiple for side in (width, height))
+    if rule.size is not None and rule.multiple > 1:
+        near = nearest_aspect(width, height, min(rule.size**2, width * height), rule.multiple)
+        wide, high = near or (wide, high)
+        scale = 0.0
     scale = max(scale, wide / width, high / height)  # an image below one multiple is enlarged
     left, top = (width - wide / scale) / 2, (height - high / scale) / 2
     return (left, top, width - left, height - top), (wide, high)

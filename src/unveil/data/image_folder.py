@@ -117,6 +117,7 @@ def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: 
         report.formats[facts.format] += 1
         report.modes[facts.mode] += 1
         report.sizes[facts.width, facts.height] += 1
+        report.dimensions[path] = facts.width, facts.height
         report.turned += [path] if facts.turned else []
         report.animated += [path] if facts.frames > 1 else []
         change = _change(path, facts.width, facts.height, config)
@@ -127,7 +128,7 @@ def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: 
 
 def complete_report(report: ReportT, index: FolderIndex, seen: Mapping[str, FileInfo[Any]]) -> ReportT:
     """Complete a report that has its changes: usable, refused and ignored files, and duplicates."""
-    report.ignored = sorted(index.ignored)
+    report.ignored, report.caption_hint = sorted(index.ignored), index.caption_hint
     report.refused += index.refused + [(path, look.reason) for path, look in seen.items() if look.header is None]
     report.refused.sort()
     report.num_files = len(seen) + len(index.refused)

@@ -33,6 +33,8 @@ class FolderReport:
     content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are not
     images. changes: every image that is not used as it is. sizes: width and height -> how many.
     missing: images without a caption, where others have one. duplicates: groups of files of equal content.
+    dimensions: width and height of every image that can be read.
+    caption_hint: why no column of the metadata was read as captions, where one might be.
     """
 
     noun: ClassVar[str] = "image"
@@ -62,6 +64,8 @@ class FolderReport:
     turned: list[str] = field(default_factory=list)
     animated: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
+    caption_hint: str | None = None
+    dimensions: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def captions(self) -> list[str]:
@@ -76,10 +80,13 @@ class FolderReport:
     def explain_missing(self, key: str) -> str | None:
         """Return why no file has a caption ("text") or a label ("label"), and what to do; None for another key."""
         count = f"{self.root}: {len(self.entries)} {self.noun}s have no"
+        if key == "text" and not self.captions and self.caption_hint:
+            return f"{count} caption, and this recipe is trained on captions; {self.caption_hint}"
         if key == "text" and not self.captions:
             return (
                 f"{count} caption, and this recipe is trained on captions; put NAME.txt beside each file, or list them "
-                f"in metadata.jsonl or metadata.csv (columns file_name, text); `unveil caption {self.root}` writes some"
+                f"in a JSON or CSV file there, or in prompts.txt beside {self.noun}s.txt; "
+                f"`unveil caption {self.root}` writes some"
             )
         if key == "label" and all(entry.label is None for entry in self.entries):
             return (
@@ -139,10 +146,13 @@ class FolderReport:
             "sizes": {f"{width} x {height}": count for (width, height), count in self.sizes.most_common(20)},
             "short_sides": self.side_counts(),
             **self.notes(),
-            "captions": _lengths(self.captions) | {"missing": self.missing},
+            "captions": _lengths(self.captions) | {"missing": self.missing} | self._hint(),
             "classes": self.class_counts(),
             "duplicates": self.duplicates,
         }
+
+    def _hint(self) -> dict[str, str]:
+        return {} if self.captions or self.caption_hint is None else {"hint": self.caption_hint}
 
     def to_text(self, limit: int = 10) -> str:
         """The report for a person; of each kind the first `limit` files are named."""
@@ -160,6 +170,7 @@ class FolderReport:
                 f"captions     {facts['with']} of {facts['shortest']} to {facts['longest']} characters "
                 f"(median {facts['median']}), {len(self.missing)} missing"
             )
+        lines += [f"captions     none: {hint}" for hint in self._hint().values()]
         lines += _section("cannot be used", self.refused, limit)
         for action, title in self.titles.items():
             named = [(change.path, change.reason) for change in self.changes if action in change.actions]

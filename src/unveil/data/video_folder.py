@@ -39,6 +39,7 @@ from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.frame_timing import Rule as TimeRule
 from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
 from unveil.io.video.reader import FrameSelection, VideoInfo, VideoLimits, VideoReader
+from unveil.io.video.scene_changes import split_at_cuts
 from unveil.types import Item
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
@@ -48,7 +49,7 @@ _RULES = "resample: nearest (the frame closest in time) or resample: shown (the 
 class VideoFolderConfig:
     """A folder of MP4, MOV, WebM, MKV or GIF files: videos of `frames` frames, uint8 (3, T, H, W).
 
-    The folder is laid out as that of images: metadata.jsonl or metadata.csv, a sub-folder per class, or plain; in
+    The folder is laid out as that of images: with a file that lists them, a sub-folder per class, or plain; in
     each, name.txt beside name.mp4 is its caption.
 
     Attributes:
@@ -56,8 +57,10 @@ class VideoFolderConfig:
         fit: Crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
         size_multiple: Sides of native and aspect videos become multiples of it, by a crop around the centre.
         frames: Frames of a video.
-        stride: Frames from the start of one piece of a file to that of the next; None takes one piece, from the file's
-            beginning.
+        pieces: Which pieces of a file are used: all, or only the first.
+        stride: Frames from the start of one piece of a scene to that of the next; None takes them side by side, with a
+            last one that ends with the scene, so that all of it is used.
+        scenes: A piece never goes over a scene change (cut), or may (join).
         too_short: Treatment of files with fewer frames: drop, or keep with as many as 1 + k
             temporal_multiple.
         fps: Frames per second; None takes each file's own.
@@ -67,7 +70,8 @@ class VideoFolderConfig:
         max_pixels: Pixels of a frame; a larger one is refused.
         max_frames, max_seconds: Length of a file; a longer one is refused.
         background, decode, labels, classes: As for images.
-        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: As for images.
+        metadata_file, file_column, caption_column, label_column, synthetic_column: As for images.
+        captions_file, synthetic_prob: As for images.
         max_bad, val_fraction: As for images.
     """
 
@@ -76,7 +80,9 @@ class VideoFolderConfig:
     frames: int
     fps: float | None = None
     resample: Literal["none", "nearest", "shown"] = "none"
+    pieces: Literal["all", "first"] = "all"
     stride: int | None = None
+    scenes: Literal["cut", "join"] = "cut"
     too_short: Literal["drop", "keep"] = "drop"
     temporal_multiple: int = 1
     fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
@@ -86,6 +92,8 @@ class VideoFolderConfig:
     background: str = "white"
     labels: Literal["auto", "folders", "none"] = "auto"
     classes: tuple[str, ...] | None = None
+    metadata_file: str | None = None
+    file_column: str = "file_name"
     caption_column: str = "text"
     label_column: str = "label"
     synthetic_column: str = "caption"
@@ -105,7 +113,7 @@ class VideoFolderConfig:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.stride is not None and self.stride < 1:
-            raise RecipeError(f"stride {self.stride}: must be at least 1, or left out for one piece of each file")
+            raise RecipeError(f"stride {self.stride}: must be at least 1, or left out to use the whole file")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise RecipeError(f"fps {self.fps}: must be above 0, and at most 1000")
         if self.resample != "none" and self.fps is None:
@@ -148,7 +156,7 @@ class SegmentPlan:
     Attributes:
         pieces: Segments in order.
         refused: Reason why it cannot be used with these settings; then there are no segments.
-        actions: Names of what is done to it: drop, retime, cut, turn, and those of images.
+        actions: Names of what is done to it: drop, retime, scenes, cut, turn, and those of images.
         reason: The same in words.
     """
 
@@ -176,16 +184,21 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
         return SegmentPlan(
             actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (too_short: drop)"
         )
-    length = (
-        config.frames
-        if total >= config.frames
-        else 1 + (total - 1) // config.temporal_multiple * config.temporal_multiple
-    )
-    starts = range(0, total - length + 1, config.stride or total)
     pace = video.rate if same and video.rate is not None else rate  # a file's own frames are found by its own times
     every = [index / pace for index in range(total)]
-    done, reasons = _in_time(video, config, every, rate) if not same else ([], [])
-    used = len({start + index for start in starts for index in range(length)})
+    chosen = list(range(total)) if same else _frames_at(video, config, every)
+    scenes = split_at_cuts(chosen, video.cuts) if config.scenes == "cut" else [range(total)]
+    windows = [window for scene in scenes for window in _windows(scene, config)]
+    if not windows:
+        return SegmentPlan(
+            actions=("drop",),
+            reason=f"{shown}: {len(scenes)} scenes, each of fewer than frames: {config.frames} (too_short: drop)",
+        )
+    windows = windows if config.pieces == "all" else windows[:1]
+    done, reasons = _in_time(video, config, chosen, rate) if not same else ([], [])
+    if len(scenes) > 1:
+        done, reasons = [*done, "scenes"], [*reasons, f"cut at {len(scenes) - 1} scene changes"]
+    used = len({index for window in windows for index in window})
     if used < total:
         done, reasons = [*done, "cut"], [*reasons, f"{used} of {total} frames used (frames: {config.frames})"]
     if video.orientation > 1:
@@ -196,16 +209,34 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
             [*reasons, f"pixels {video.pixel_aspect:.3g} times as wide as high made square"],
         )
     rule = "nearest" if same or config.resample == "none" else config.resample
-    pieces = tuple(VideoSegment(tuple(every[start : start + length]), rate, rule) for start in starts)
+    pieces = tuple(VideoSegment(tuple(every[window.start : window.stop]), rate, rule) for window in windows)
     return SegmentPlan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *reasons])}")
 
 
+def _windows(scene: range, config: VideoFolderConfig) -> list[range]:
+    """The pieces of a scene, as ranges of its frames; none where it is too short."""
+    length = config.frames
+    if len(scene) < length:
+        if config.too_short == "drop":
+            return []
+        length = 1 + (len(scene) - 1) // config.temporal_multiple * config.temporal_multiple
+    last = scene.stop - length
+    starts = list(range(scene.start, last + 1, config.stride or length))
+    if config.stride is None and starts[-1] < last:
+        starts.append(last)
+    return [range(start, start + length) for start in starts]
+
+
+def _frames_at(video: VideoInfo, config: VideoFolderConfig, every: list[float]) -> list[int]:
+    """The frame that is used at each time, at another rate than the file's."""
+    assert config.resample != "none"
+    return list(resample_frames(zip(video.moments(), range(video.frames), strict=True), every, config.resample))
+
+
 def _in_time(
-    video: VideoInfo, config: VideoFolderConfig, every: list[float], rate: float
+    video: VideoInfo, config: VideoFolderConfig, chosen: list[int], rate: float
 ) -> tuple[list[str], list[str]]:
     """Return the names and the description of a change of rate, with the numbers of dropped and repeated frames."""
-    assert config.resample != "none"
-    chosen = list(resample_frames(zip(video.moments(), range(video.frames), strict=True), every, config.resample))
     left, again = video.frames - len(set(chosen)), len(chosen) - len(set(chosen))
     before = _varying(video) if video.rate is None else f"{video.rate:.4g} fps"
     counts = [f"{left} of {video.frames} frames left out"] * (left > 0) + [f"{again} repeated"] * (again > 0)
@@ -241,6 +272,7 @@ class VideoFolderReport(FolderReport):
     warned: ClassVar[dict[str, str]] = FolderReport.warned | {"retime": "brought to another rate", "cut": "cut in time"}
     titles: ClassVar[dict[str, str]] = FolderReport.titles | {
         "retime": "brought to another rate",
+        "scenes": "cut at scene changes",
         "cut": "not used whole",
         "turn": "turned upright",
         "square": "pixels made square",
@@ -300,7 +332,7 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
             decoders.decoder = VideoReader()
         return decoders.decoder.probe(Path(file.name), config.limits)
 
-    viewer = FileInspector(f"clips {versions}\0{config.limits}", view, _again)
+    viewer = FileInspector(f"clips with scenes {versions}\0{config.limits}", view, _again)
     seen = inspect_files(index, viewer, progress)
     report = VideoFolderReport(index.root, index.layout, index.classes, config.size)
     for path, look in seen.items():
@@ -336,7 +368,7 @@ def has_videos(folder: Path) -> bool:
 def _again(stored: Sequence[Any]) -> VideoInfo:
     """The facts of a file from what JSON keeps of them."""
     video = VideoInfo(*stored)
-    return video._replace(times=tuple(video.times), notes=tuple(video.notes))
+    return video._replace(times=tuple(video.times), notes=tuple(video.notes), cuts=tuple(video.cuts))
 
 
 def _add(report: VideoFolderReport, path: str, video: VideoInfo, config: VideoFolderConfig) -> None:

@@ -186,7 +186,7 @@ def _decode(path: Path, rate: float | None, decoder: VideoReader) -> tuple[Tenso
     if info.rate is None and rate is None:
         raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
     rule = "none" if rate is None else "nearest"
-    config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, stride=1)
+    config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, scenes="join")
     planned = plan_segments(info, config)
     if planned.refused or not planned.pieces:
         raise DataError(planned.refused or planned.reason)

@@ -249,6 +249,7 @@ FOREIGN: dict[str, str] = {
         "data, such as data: {kind: folder, path: photos}",
     ),
     **dict.fromkeys(("caption_key", "text_column"), "data.caption_column"),
+    **dict.fromkeys(("image_column", "image_key", "video_column", "video_key"), "data.file_column"),
     **dict.fromkeys(("output_dir", "logging_dir"), "no key: give unveil train --output-dir"),
     **dict.fromkeys(("resume_from_checkpoint",), "no key: train again with the same output folder"),
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,8 +73,7 @@ def check_size(model: Model, size: Sequence[int]) -> None:
         raise RecipeError(f"size {format_size(size)}: this model makes samples of shape {model.shape}, not images")
     sides = size[-2:]
     if any(side < 1 or side % unit for side in sides):
-        below, above = (tuple(max(unit, rounded(side, unit)) for side in sides) for rounded in (_down, _up))
-        near = " or ".join(dict.fromkeys(format_size(nearest) for nearest in (below, above)))
+        near = " or ".join(map(format_size, _nearest_sizes(sides[0], sides[1], unit)))
         raise RecipeError(
             f"size {format_size(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
         )
@@ -81,6 +81,16 @@ def check_size(model: Model, size: Sequence[int]) -> None:
         raise RecipeError(
             f"{size[0]} frames: the model's latents hold others; nearest {round_up_frames(model, size[0])}"
         )
+
+
+def _nearest_sizes(height: int, width: int, unit: int) -> list[tuple[int, int]]:
+    """Up to two sizes whose sides are multiples: of those around a size, the nearest in aspect ratio, by pixels."""
+    around = {
+        (max(unit, tall(height, unit)), max(unit, wide(width, unit))) for tall in (_down, _up) for wide in (_down, _up)
+    }
+    aspect = math.log(max(1, height) / max(1, width))
+    nearest = sorted(around, key=lambda size: (round(abs(math.log(size[0] / size[1]) - aspect), 6), size[0] * size[1]))
+    return sorted(nearest[:2], key=lambda size: (size[0] * size[1], size))
 
 
 def round_up_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:

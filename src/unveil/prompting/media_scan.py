@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.data.folder_index import IMAGE, FolderIndex, IndexEntry, has_classes, index_folder
+from unveil.data.folder_index import IMAGE, LAYOUTS, FolderIndex, IndexEntry, has_classes, index_folder
 from unveil.data.image_decoding import decode_native_size, open_image, safe_join
-from unveil.data.metadata import METADATA
 from unveil.data.video_folder import VIDEO, apply_orientation
 from unveil.errors import DataError, RecipeError
 from unveil.io.video.frame_timing import frame_count
@@ -28,6 +27,8 @@ class ScanDefaults:
     """Default settings of `index_folder`; see `FolderConfig`."""
 
     path: str
+    metadata_file: str | None = None
+    file_column: str = "file_name"
     caption_column: str = "text"
     label_column: str = "label"
     synthetic_column: str = "caption"
@@ -92,7 +93,7 @@ def scan_folder(folder: Path) -> MediaListing:
             raise problems[0]
         raise DataError(f"{folder}: contains neither an image nor a video")
     first = next(iter(indices.values()))
-    listing = MediaListing(first.root, table=first.layout if first.layout in METADATA else None)
+    listing = MediaListing(first.root, table=None if first.layout in LAYOUTS else first.layout)
     listing.classes = {path: name for entry in indices.values() for path, name in _classes(entry).items()}
     listing.clips = indices[VIDEO.noun].entries if VIDEO.noun in indices else []
     listed = {entry.path for entry in listing.clips}  # a GIF file may be an image or a video
@@ -108,7 +109,7 @@ def scan_folder(folder: Path) -> MediaListing:
 def _classes(index: FolderIndex) -> dict[str, str]:
     """Return the class folder of each file, if training uses the folders as classes."""
     paths = [entry.path for entry in index.entries]
-    if index.layout in METADATA or not has_classes(ScanDefaults(str(index.root), labels="auto"), paths):
+    if index.layout not in LAYOUTS or not has_classes(ScanDefaults(str(index.root), labels="auto"), paths):
         return {}
     return {path: path.partition("/")[0] for path in paths}
 

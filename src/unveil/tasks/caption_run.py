@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unveil import data
 from unveil.data.folder_index import IndexEntry
-from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
+from unveil.data.metadata import METADATA, labels_are_classes, read_columns
 from unveil.errors import AlreadyExists, DataError, NoAnswer, OutputError, RecipeError, WeightsError
 from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
@@ -313,23 +313,22 @@ def _open_file(job: CaptionJob, source: MediaSource) -> CaptionFile:
         DataError: It is to be resumed, and is not a file of metadata.
     """
     place, table = job.file, source.table
-    exists = place.exists()
-    if job.inside and table is not None and table.name != place.name:
+    exists, entries = place.exists(), {entry.path for entry in source.entries}
+    if job.inside and table is not None and table.name != place.name and table.name in METADATA:
         raise OutputError(
             f"{place}: {table.name} is the metadata of this folder already, and a folder has one of the two; "
             f"{ELSEWHERE}"
         )
     file = CaptionFile(place, source.entries, classes=_labels(job, source), unread=list(source.refused))
     if job.task.resume and exists:
-        file.rows, file.keeps_rows = _rows(place), True
-        entries = {entry.path for entry in source.entries}
+        file.rows, file.keeps_rows = _rows(place, entries), True
         file.captions = {path: _caption(row) for path, row in file.rows if row.get(COLUMN) and path in entries}
         if file.captions:
             return file
     if job.out is None and not job.force and exists:
         raise AlreadyExists(f"{place}: exists already and is not overwritten; {ELSEWHERE}")
     refuse_overwrite(place, job.force)
-    file.rows, file.keeps_rows = ([] if table is None else _rows(table)), job.inside
+    file.rows, file.keeps_rows = ([] if table is None else _rows(table, entries)), job.inside
     return file
 
 
@@ -351,14 +350,13 @@ def _labels(job: CaptionJob, source: MediaSource) -> Mapping[str, str]:
     return {}
 
 
-def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+def _rows(file: Path, paths: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
     """The columns of each line of a file of metadata, by the name of its image or video.
 
     Raises:
         DataError: Not such a file.
     """
-    names = [row.path for row in read_metadata(file, "text", "label", COLUMN)]
-    return list(zip(names, read_columns(file), strict=True))
+    return list(read_columns(file, paths))
 
 
 def _line(row: Mapping[str, Any]) -> str:

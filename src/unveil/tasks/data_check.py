@@ -60,7 +60,19 @@ class DataCheck(Task):
     ] = "none"
     stride: Annotated[
         int | None,
-        info("Stride between clips of a video, in frames; one clip when left out.", ge=1, advanced=True),
+        info("Stride between clips of a video, in frames; the whole video is used when left out.", ge=1, advanced=True),
+    ] = None
+    metadata_file: Annotated[
+        str | None,
+        info("File in the folder that lists its files; found when left out.", metavar="NAME", advanced=True),
+    ] = None
+    file_column: Annotated[
+        str | None,
+        info("Column of the files' names in it; found when left out.", metavar="NAME", advanced=True),
+    ] = None
+    caption_column: Annotated[
+        str | None,
+        info("Column of the captions in it; found when left out.", metavar="NAME", advanced=True),
     ] = None
 
     def run(self, context: TaskContext) -> TaskResult:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unveil import data
 from unveil.data.folder_index import FolderConfig
+from unveil.data.metadata import MetadataColumns
 from unveil.data.video_folder import has_videos
 from unveil.errors import RecipeError
 from unveil.tasks.fields import CatalogName
@@ -38,13 +39,23 @@ def check_data(task: DataCheck, context: TaskContext) -> TaskResult:
             resample=task.resample,
             stride=task.stride,
             fit=task.resize_mode,
+            metadata_file=task.metadata_file,
+            file_column=task.file_column or MetadataColumns().file,
+            caption_column=task.caption_column or MetadataColumns().text,
         )
         with console.progress("decoding video", 0) as progress:
             report = data.check_videos(videos, progress.reach)
     elif task.resize_mode == "aspect":
         raise RecipeError("--resize-mode aspect: is for videos; images are cropped, padded or stretched")
     else:
-        images = FolderConfig(str(path), task.size or IMAGE_SIDE, fit=task.resize_mode)
+        images = FolderConfig(
+            str(path),
+            task.size or IMAGE_SIDE,
+            fit=task.resize_mode,
+            metadata_file=task.metadata_file,
+            file_column=task.file_column or MetadataColumns().file,
+            caption_column=task.caption_column or MetadataColumns().text,
+        )
         with console.progress("decoding image", 0) as progress:
             report = data.check_images(images, progress.reach)
     return TaskResult(report.to_dict(), report.to_text())

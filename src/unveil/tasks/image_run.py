@@ -248,7 +248,7 @@ def _same_size(image: inputs.LoadedInput, other: inputs.LoadedInput) -> None:
     if sizes[0] != sizes[1]:
         raise DataError(
             f"{other.path} is {sizes[0]}, {image.path} is {sizes[1]}: "
-            "a mask has the size of its image; give --size WIDTHxHEIGHT to bring both to one"
+            "both must have one size, a mask that of its image; give --size WIDTHxHEIGHT to bring both to one"
         )
 
 

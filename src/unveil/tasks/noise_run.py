@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unveil.errors import DataError, RecipeError, WeightsError
-from unveil.generation.generate import Request, adapter_metadata, generate, recorded_guidance, recorded_sampling
+from unveil.evaluate.psnr_ssim import mse, psnr
+from unveil.generation.generate import (
+    GeneratedSample,
+    Request,
+    adapter_metadata,
+    generate,
+    recorded_guidance,
+    recorded_sampling,
+)
 from unveil.generation.image_output import (
     filenames,
     generate_images,
@@ -25,6 +33,7 @@ from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import (
+    InputRow,
     classifier_guidance,
     conditions,
     image_output,
@@ -98,7 +107,7 @@ def run_variations(task: Variations, context: TaskContext, regeneration: Regener
 
 
 def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
-    """Generate the frames between two samples, and the animation of them.
+    """Generate the frames between two samples or two given images, and the animation of them.
 
     Raises:
         RecipeError: An output that is neither a folder nor an animation.
@@ -112,7 +121,10 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     refuse_overwrite(animation, output.force)
     model, source = context.open(model_options(task, context))
     task = with_read_prompts(task, model, context.console)
-    spec = spec_of(task, model, [], 1)
+    rows = read_inputs(task, model, context)
+    if len(rows) > 1:
+        raise DataError(f"{task.first}: a folder; give the file of one image")
+    spec = spec_of(task, model, rows, 1)
     first = {key: values[:1] for key, values in conditions(task, model).items()}
     request = request_of(task.model_copy(update={"seed": (0,)}), model, context, task.frames)
     request = replace(request, cond=first, first=0)
@@ -120,13 +132,26 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
         images = list(generate(model, request, source, spec, on_step=progress.reach))
     shown = upscale_for_display(torch.stack([image.pixels for image in images])).transpose(0, 1)
     facts = images[0].facts if output.metadata else None
+    ratios, note = _reconstruction(rows, images)
     if alone in FORMS:
         write_video(animation, shown, task.fps, facts)
-        return TaskResult({"images": [], "video": str(animation), "model": source._asdict()}, str(animation))
+        return TaskResult(
+            {"images": [], "video": str(animation), "model": source._asdict(), **ratios}, f"{animation}{note}"
+        )
     written = write_images(images, output, [f"frame_{number:05d}.png" for number in range(task.frames)])
     write_video(refuse_overwrite(animation, output.force), shown, task.fps, facts)
-    about = {"video": str(animation), "model": source._asdict(), "task": task.name}
-    return TaskResult(written.facts() | about, f"{written.text()}\n{animation}")
+    about = {"video": str(animation), "model": source._asdict(), "task": task.name, **ratios}
+    return TaskResult(written.facts() | about, f"{written.text()}\n{animation}{note}")
+
+
+def _reconstruction(rows: Sequence[InputRow], images: Sequence[GeneratedSample]) -> tuple[dict[str, Any], str]:
+    """How near the ends are to the given images, for programs and for a person; empty without such images."""
+    if not rows:
+        return {}, ""
+    ends = {"first": images[0], "last": images[-1]}
+    errors = {name: mse(rows[0].files[name].content[None], end.pixels[None]) for name, end in ends.items()}
+    ratios = {name: round(float(psnr(error)), 1) for name, error in errors.items()}
+    return {"psnr": ratios}, f"\nthe ends reconstruct both images at {ratios['first']:g} and {ratios['last']:g} dB"
 
 
 def run_inversion(task: Invert, context: TaskContext) -> TaskResult:

@@ -37,7 +37,7 @@ _BUNDLED = {
         (
             "interpolate",
             "interpolate:Interpolate",
-            "Interpolate between two generated images, frame by frame.",
+            "Interpolate between two generated images, or between two given ones, frame by frame.",
         ),
         ("regenerate", "regenerate:Regenerate", "Generate a file again, exactly, from its metadata."),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,8 +37,9 @@ def make_video(
     turn: int | None = None,
     options: dict[str, str] | None = None,
     wide: Fraction | None = None,
+    draw: Callable[[int, int, int], np.ndarray] = frame,
 ) -> Path:
-    """A clip of numbered frames; `ticks` gives the time of each, in parts of 1/rate."""
+    """A clip of numbered frames, drawn by (number, width, height); `ticks` gives their times, in parts of 1/rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS[path.suffix], rate=rate, options={"crf": "8"} | (options or {}))
@@ -52,7 +53,7 @@ def make_video(
             stream.set_display_rotation(turn)
         container.start_encoding()  # a header even where no frame follows
         for number in range(count):
-            image = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
+            image = av.VideoFrame.from_ndarray(draw(number, *size), format="rgb24")
             image.pts = ticks[number] if ticks else number
             container.mux(stream.encode(image))
         container.mux(stream.encode(None))

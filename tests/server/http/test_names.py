@@ -195,6 +195,7 @@ def _jobs(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "video-generate", {**RING, "keyframes": [{"image": text}]}
     yield "video-loop", {"video": text}
     yield "video-interpolate", {"first": sent, "last": text}
+    yield "interpolate", {**RING, "first": sent, "last": text}
     for name in ("mask", "keep_mask"):
         yield "video-edit", {**RING, "video": sent, name: text}
 

@@ -24,6 +24,7 @@ from unveil.io.files import LFS_POINTER, is_lfs_pointer
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import CPU_SECONDS, HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
+from unveil.io.video.scene_changes import scene_cuts
 
 WAIT = 600.0  # s for one answer, by default
 _LINE = 16_000_000  # bytes of an answer without its pixels
@@ -62,6 +63,7 @@ class VideoInfo(NamedTuple):
     EXIF. wide: width of a pixel over its height. first, tick: the first frame's time in the file's clock, and what
     one step of that is in seconds. frames, seconds: the true count, and the last frame's time after the first.
     rate: frames per second, None where it varies. times: of every frame after the first, in seconds, where it varies.
+    cuts: frames at which a new scene begins, see `scene_changes`.
     """
 
     container: str
@@ -78,6 +80,7 @@ class VideoInfo(NamedTuple):
     times: tuple[float, ...] = ()
     transparent: bool = False
     notes: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @property
     def mean_rate(self) -> float:
@@ -294,6 +297,7 @@ def _info(container: str, answer: Mapping[str, Any]) -> VideoInfo:
         container, str(answer["codec"]), int(answer["width"]), int(answer["height"]), int(answer["turn"]),
         float(answer["wide"]), int(answer["first"]), tick, len(times), times[-1], rate,
         tuple(times) if rate is None else (), bool(answer["transparent"]), tuple(map(str, answer["notes"])),
+        tuple(scene_cuts([float(change) for change in answer["changes"]])),
     )  # fmt: skip
 
 
