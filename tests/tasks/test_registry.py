@@ -10,6 +10,7 @@ import pytest
 from unveil.cli.commands import command_words
 from unveil.errors import DataError, RecipeError
 from unveil.tasks import NAME, registry
+from unveil.tasks.fields import FileInput
 
 
 @pytest.mark.parametrize("name", registry.BUNDLED)
@@ -35,6 +36,21 @@ def test_a_task_that_is_not_there_is_refused():
         NAME: "video-loop",
         "prompt": "a red ring",
     }
+
+
+def test_both_ends_of_an_interpolation_are_files_that_are_sent():
+    """A server replaces the names of sent files, and the studio uploads them, by these references."""
+    task = registry.parse({NAME: "interpolate", "model": "ddpm-digits", "first": "a.png", "last": "b.png"})
+    sent = {reference.path: reference.value for reference in task.references() if reference.mark == FileInput("image")}
+    assert sent == {("first",): "a.png", ("last",): "b.png"}
+    assert task.sampling_changes == {"steps": 50, "sampler": "ddim", "eta": 0.0}
+    for changes, words in (
+        ({"last": None}, "a.png: is one image; give two"),
+        ({"eta": 0.5}, "eta 0.5: between two images the sampler is ddim with eta 0"),
+        ({"seed": [1, 2]}, "the noise of both ends is that of the two images"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            registry.parse({NAME: "interpolate", "model": "ddpm-digits", "first": "a.png", "last": "b.png"} | changes)
 
 
 def test_a_task_whose_name_begins_with_a_group_is_a_command_of_it():
