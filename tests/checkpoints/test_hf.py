@@ -184,7 +184,7 @@ def test_images_are_edited(folders, name):
     check_edits(unveil.load(folders(name)[1]), PROMPTS[:1], SIZE)
 
 
-def gradients() -> Tensor:
+def gradient() -> Tensor:
     x, y = torch.linspace(0, 255, SIZE[1]), torch.linspace(0, 255, SIZE[0])[:, None]
     return torch.stack([x + 0 * y, y + 0 * x, (x + y) / 2]).round().to(torch.uint8)[None]
 
@@ -203,10 +203,10 @@ def test_the_refiner_makes_the_images_of_its_pipeline(tmp_path, monkeypatch):
     noise = SampleRNG(SEED, range(1)).normal(model.autoencoder.latent_shape((3, *SIZE)), START)
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: noise)
     with torch.no_grad():
-        latents = model.autoencoder.encode(gradients() / 127.5 - 1)
+        latents = model.autoencoder.encode(gradient() / 127.5 - 1)
     how = {"image": latents, "strength": 0.6, "num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "pt"}
     want = to_pixels(2 * pipeline(prompt=PROMPTS[:1], **how).images - 1)
-    got = edited(model, img2img(model, gradients(), strength=0.6))
+    got = edited(model, img2img(model, gradient(), strength=0.6))
     assert psnr(got / 255, want / 255) > 60
     other = to_pixels(2 * pipeline(prompt=PROMPTS[:1], aesthetic_score=2.0, **how).images - 1)
     assert psnr(got / 255, other / 255) < 50  # the score matters
@@ -217,7 +217,7 @@ def test_sdxl_inpaints_the_hole_of_its_pipeline(tmp_path):
     model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "inpaint"))
     hole = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
     hole[..., 4:12, 2:10] = True
-    pixels = gradients() / 127.5 - 1
+    pixels = gradient() / 127.5 - 1
     with torch.no_grad():
         masked = model.autoencoder.encode(pixels.masked_fill(hole, 0.0))
     noise = SampleRNG(SEED, range(1)).normal(model.autoencoder.latent_shape((3, *SIZE)), START)
@@ -234,10 +234,10 @@ def test_sdxl_inpaints_the_hole_of_its_pipeline(tmp_path):
         guidance_scale=4.0,
         output_type="pt",
     ).images
-    got = edited(model, inpaint(model, gradients(), hole))
+    got = edited(model, inpaint(model, gradient(), hole))
     where = hole.expand_as(got)
     assert psnr(got[where] / 255, to_pixels(2 * want - 1)[where] / 255) > 60
-    assert torch.equal(got[~where], gradients()[~where])
+    assert torch.equal(got[~where], gradient()[~where])
 
 
 def test_the_shift_of_flux_follows_the_size(folders):

@@ -79,7 +79,7 @@ class SizeCondition(ScalarCondition):
     Args:
         shape: Shape of the images, (C, H, W); by default the original has this size and is not cropped.
         offset: Offset, as in `ScalarCondition`.
-        scored: The image's present size is left out, and replaced by a zero, which a `ScoredPrompt` fills.
+        scored: The image's present size is left out, and a zero is in its place, for a `ScoredPrompt` to fill.
         key: Key, as in `ScalarCondition`.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
