@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import shutil
@@ -86,6 +87,7 @@ class GenerateOptions(TypedDict, total=False):
     on_step: Callable[[SamplingProgress], object] | None
 
 
+SMALL = 1 << 16  # values of the latents of a batch up to which its memory is not estimated
 FPS = "fps"  # key of the condition on the frame rate, for networks that take it
 
 
@@ -351,6 +353,7 @@ class Model(nn.Module):
         Raises:
             RecipeError: A setting is invalid, or a keyword is unknown; the message names the nearest.
             NonFinite: The sampled values are not finite.
+            OutOfResources: The memory is too small for a batch; the message says what fits.
         """
         settings = self.sampling.changed(_sampling_changes(options, steps=steps, guidance_scale=guidance_scale))
         cond = _with_conditions(cond or {}, prompt=prompt, label=label)
@@ -394,7 +397,11 @@ class Model(nn.Module):
             tile_size=options.get("tile_size"),
             cond_grad=options.get("cond_grad"),
         )
-        transform = options.get("transform")
+        transform, size = options.get("transform"), options.get("size") or ()
+        if len(run) * math.prod(run.shape) > SMALL:
+            from unveil.model.memory_estimate import require_memory  # imports torch's counter of FLOPs
+
+            require_memory(self, run, with_last_dims(self.shape, size), options.get("tile_size"))
         pixels = self.decode((run if transform is None else transform(run, batch)).run(options.get("on_step")))
         return pixels if settings.threshold == "none" else pixels.clamp(-1, 1)
 

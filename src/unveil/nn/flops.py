@@ -50,7 +50,7 @@ class CallCost(NamedTuple):
 
 
 def call_cost(network: nn.Module, inputs: Sequence[Any]) -> CallCost:
-    """Cost of a call of a network without gradients, in float32; nothing is computed, and nothing of its size allocated.
+    """Cost of a call of a network without gradients, in float32; nothing is computed or allocated.
 
     The network runs on the meta device. Attention is that of a fused kernel, which holds no matrix of all weights.
 
@@ -110,9 +110,7 @@ class _PeakMemory(TorchDispatchMode):
         self.peak = self._live = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         del types
         result = function(*args, **(kwargs or {}))
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.is_meta]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from unveil.tasks.regenerate import Regenerate
     from unveil.tasks.video_task import VideoTask
 
+SMALL = 1e12  # results x pixels x steps x parameters of a run up to which memory and time are not estimated
 ReadsPrompts = TypeVar("ReadsPrompts", bound=PromptFields)
 
 
@@ -189,6 +191,35 @@ def image_output(task: Task, context: TaskContext) -> ImageOutput:
     )
 
 
+def check_resources(
+    task: Task, model: Model, context: TaskContext, request: Request, inputs: Sequence[Sequence[int]] = ()
+) -> None:
+    """Refuse a run that is impossible on this machine, and ask about a long one; small runs are told by a bound.
+
+    Args:
+        task: Task.
+        model: Model that generates.
+        context: Context of the task.
+        request: Request for all images.
+        inputs: Shape of each input image.
+
+    Raises:
+        OutOfResources: Memory or disk are too small, or the run is long and was not confirmed.
+        Cancelled: The answer was no.
+    """
+    factor = int(getattr(task, "factor", 1))
+    height, width = request.size or max((shape[-2:] for shape in inputs), key=math.prod, default=model.shape[-2:])
+    size = (height, width) if request.size else (height * factor, width * factor)
+    steps = model.sampling.changed(request.sampling).steps
+    parameters = sum(weight.numel() for weight in model.denoiser.network.parameters())
+    if request.count * math.prod(size) * steps * parameters <= SMALL:
+        return
+    from unveil.tasks.run_check import PlannedRun, check_run
+
+    files = {"image": (1, height, width)} if inputs else {}
+    check_run(task, model, context, PlannedRun(request.count, size, 1, files, request.cond, context.output.path))
+
+
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
@@ -282,6 +313,7 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     is_edit = bool(rows) and not noises
     count = each * len(rows) if is_edit else each
     request = request_of(task, model, context, count)
+    check_resources(task, model, context, request, [row.shape for row in rows])
     expand = getattr(task, "expand_prompt", None)
     not_drawn = ""
     if expand is not None or PROMPT in request.cond:

@@ -25,6 +25,7 @@ from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import (
+    check_resources,
     classifier_guidance,
     conditions,
     image_output,
@@ -88,6 +89,7 @@ def run_variations(task: Variations, context: TaskContext, regeneration: Regener
         recorded_sampling(facts), str(facts["dtype"]), guided, negative=negative,
         size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
+    check_resources(task, model, context, request, [size or model.shape])
     names = filenames(sample_ids(request))
     output.check(names)
     task = task.model_copy(update={"source_sample": (source_seed, index), "seed": seeds})
@@ -116,6 +118,7 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     first = {key: values[:1] for key, values in conditions(task, model).items()}
     request = request_of(task.model_copy(update={"seed": (0,)}), model, context, task.frames)
     request = replace(request, cond=first, first=0)
+    check_resources(task, model, context, request)
     with context.console.progress("step", 0) as progress:
         images = list(generate(model, request, source, spec, on_step=progress.reach))
     shown = upscale_for_display(torch.stack([image.pixels for image in images])).transpose(0, 1)
