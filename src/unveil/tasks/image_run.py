@@ -217,7 +217,9 @@ def check_resources(
     from unveil.tasks.run_check import PlannedRun, check_run
 
     files = {"image": (1, height, width)} if inputs else {}
-    check_run(task, model, context, PlannedRun(request.count, size, 1, files, request.cond, context.output.path))
+    tiled = hires.share_of_calls(model, size, bool(request.size) and hires.needs_passes(model, size), factor)
+    out, batch = context.output.path, request.batch
+    check_run(task, model, context, PlannedRun(request.count, size, 1, files, request.cond, out, batch, tiled))
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs

@@ -48,6 +48,8 @@ class PlannedRun(NamedTuple):
         inputs: (frames, height, width) of the input files, by field.
         cond: Conditions of the request, by key.
         out: File or folder of the results.
+        batch: Number of results that are generated at once.
+        tiled: Share of the network calls that a result takes in tiles of the model's own size; None: it takes none.
     """
 
     count: int
@@ -56,6 +58,8 @@ class PlannedRun(NamedTuple):
     inputs: Mapping[str, tuple[int, int, int]]
     cond: Mapping[str, Sequence[Any]]
     out: Path
+    batch: int = 1
+    tiled: float | None = None
 
 
 def check_run(task: Task, model: Model, context: TaskContext, planned: PlannedRun) -> None:
@@ -67,8 +71,8 @@ def check_run(task: Task, model: Model, context: TaskContext, planned: PlannedRu
     """
     _require_memory(model, planned)
     _require_disk(model, planned)
-    seconds = None if context.confirmed else estimated_seconds(task, model, planned)
-    if seconds is None or seconds <= LONG:
+    seconds = estimated_seconds(task, model, planned)
+    if context.confirmed or seconds is None or seconds <= LONG:
         return
     what = f"{_described(planned)} will take about {duration(seconds)} on this {model.device.type}"
     answer = context.console.ask(f"{what}. Start?")
@@ -79,7 +83,11 @@ def check_run(task: Task, model: Model, context: TaskContext, planned: PlannedRu
 
 
 def estimated_seconds(task: Task, model: Model, planned: PlannedRun) -> float | None:
-    """Estimate the duration of a run, of one or two calls of the network; None: surely short, or unknown."""
+    """Estimate the duration of a run, of one or two calls of the network; None: surely short, or unknown.
+
+    Raises:
+        OutOfResources: The network takes more memory at this size than is free.
+    """
     settings = model.sampling.changed(getattr(task, "sampling_changes", {}))
     calls = (settings.nfe or CALLS) * (2 if settings.guidance.scale != 1 else 1)
     load = Workload(model.shape, lambda length, times: calls * (times if length else 1), planned.inputs)
@@ -90,32 +98,43 @@ def estimated_seconds(task: Task, model: Model, planned: PlannedRun) -> float | 
         return None
     try:
         return pixels * _seconds_per_pixel(model, planned)
+    except OutOfResources:
+        raise
     except (Error, RuntimeError, TypeError, ValueError, AttributeError) as problem:  # a network of others
         _log.debug("the time of the network is unknown: %s", problem)
         return None
 
 
 def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
-    """Return the time of a call by its pixels: that of the model's own size, more where attention sees more."""
+    """Return the time of a call by its pixels: that of the model's own size, more where attention sees more.
+
+    Raises:
+        OutOfResources: The network takes more memory at this size than is free.
+    """
+    rows = max(1, min(planned.batch, planned.count))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        condition, _ = model.encode({key: list(values[:1]) for key, values in planned.cond.items()}, 1)
+        condition, _ = model.encode({key: list(values[:1]) * rows for key, values in planned.cond.items()}, rows)
     own = model.autoencoder.latent_shape(model.shape)
-    seconds = min(_seconds(model, own, condition) for _ in range(2))
-    each = seconds / math.prod(model.shape[1:])
+    each = min(_seconds(model, own, condition, rows) for _ in range(2)) / rows / math.prod(model.shape[1:])
     size = _at_once(model, planned)
+    if planned.tiled is not None:
+        return each * planned.tiled
     if math.prod(size) <= 1.2 * math.prod(model.shape[1:]):
         return each
-    here, base = (
-        memory_estimate.network_cost(model, condition, 1, shape).multiply_adds / math.prod(shape[1:])
-        for shape in (model.autoencoder.latent_shape(with_last_dims(model.shape, size)), own)
-    )
-    return each * max(1.0, here / base)
+    pixels = with_last_dims(model.shape, size)
+    shape = model.autoencoder.latent_shape(pixels)
+    here, base = (memory_estimate.network_cost(model, condition, 1, shape) for shape in (shape, own))
+    free = memory_estimate.free_device_memory(model.device)
+    if free and (needed := here.peak + memory_estimate.state_bytes(model, 1, shape, pixels)) > free:
+        raise memory_estimate.too_little_memory(1, pixels, needed, free)
+    growth = here.multiply_adds / base.multiply_adds * math.prod(own[1:]) / math.prod(shape[1:])
+    return each * max(1.0, growth)
 
 
-def _seconds(model: Model, shape: Sequence[int], condition: Condition | None) -> float:
+def _seconds(model: Model, shape: Sequence[int], condition: Condition | None, rows: int) -> float:
     """Measure one call of the network."""
-    x, t = torch.zeros(1, *shape, device=model.device), torch.zeros(1, device=model.device)
+    x, t = torch.zeros(rows, *shape, device=model.device), torch.zeros(rows, device=model.device)
     begun = time.perf_counter()
     with torch.no_grad(), torch.autocast(x.device.type, model.precision, enabled=model.precision != torch.float32):
         model.denoiser.network(x, t, condition)

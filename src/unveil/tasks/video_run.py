@@ -401,11 +401,15 @@ def _check_resources(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) 
     model, spec = shot.model or stage.model, shot.spec
     largest = max(stage.sizes.values(), key=math.prod, default=model.shape[-3:])
     if isinstance(spec, TaskSpec):
-        frames, size, window = largest[0], spec.size or largest[-2:], None
+        frames, size, window, in_passes = largest[0], spec.size or largest[-2:], None, False
     else:
         frames, size, window = spec.frames, spec.size or (model.shape[-2], model.shape[-1]), spec.window
+        in_passes = spec.window_transform is None
     at_once = min(frames, window or model.shape[1])
-    planned = PlannedRun(len(paths), (frames, *size[-2:]), at_once, stage.sizes, shot.request.cond, paths[0])
+    passes = in_passes and hires.needs_hires(model, (size[-2], size[-1]))
+    tiled = hires.share_of_calls(model, size, passes, int(getattr(shot.task, "factor", 1)))
+    whole, cond = (frames, *size[-2:]), shot.request.cond
+    planned = PlannedRun(len(paths), whole, at_once, stage.sizes, cond, paths[0], tiled=tiled)
     check_run(shot.task, model, stage.context, planned)
 
 
