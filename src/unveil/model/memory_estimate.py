@@ -35,7 +35,9 @@ IMAGES = 4  # tensors of the pixels: decoded, limited, rounded to bytes, and tho
 WIDTHS = 16  # bound of the tensors of a network's widest layer that a call holds at once, at every position
 
 
-def require_memory(model: Model, run: SamplingRun, pixels: Sequence[int], tile: Sequence[int] | None = None) -> None:
+def require_memory(
+    model: Model, run: SamplingRun, pixels: Sequence[int], tile: Sequence[int] | None = None, *, guided: bool = False
+) -> None:
     """Refuse a run for which the memory is too small.
 
     Args:
@@ -43,13 +45,14 @@ def require_memory(model: Model, run: SamplingRun, pixels: Sequence[int], tile: 
         run: Prepared run of one batch.
         pixels: Shape of one sample in pixels.
         tile: Height and width that the network takes in one call, if it works in tiles.
+        guided: The null condition is evaluated too.
 
     Raises:
         OutOfResources: States what is needed, what is free, and the largest size that fits.
     """
     free, count = free_device_memory(model.device), len(run)
     states = state_bytes(model, count, run.shape, pixels)
-    rows = count * (2 if run.null is not None and guidance.should_batch(model.device, count) else 1)
+    rows = count * (2 if guided and guidance.should_batch(model.device, count) else 1)
     shape = run.shape if tile is None else _tile_shape(model, run.shape, pixels, tile)
     if not free or states + _bound(model.denoiser.network, rows, shape) <= free:
         return

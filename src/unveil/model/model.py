@@ -401,7 +401,9 @@ class Model(nn.Module):
         if len(run) * math.prod(run.shape) > SMALL:
             from unveil.model.memory_estimate import require_memory  # imports torch's counter of FLOPs
 
-            require_memory(self, run, with_last_dims(self.shape, size), options.get("tile_size"))
+            guided = settings.guidance.scale not in (0, 1)
+            pixels_of_one = with_last_dims(self.shape, size)
+            require_memory(self, run, pixels_of_one, options.get("tile_size"), guided=guided)
         pixels = self.decode((run if transform is None else transform(run, batch)).run(options.get("on_step")))
         return pixels if settings.threshold == "none" else pixels.clamp(-1, 1)
 

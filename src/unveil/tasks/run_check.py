@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,9 +113,7 @@ def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
         OutOfResources: The network takes more memory at this size than is free.
     """
     rows = max(1, min(planned.batch, planned.count))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        condition, _ = model.encode({key: list(values[:1]) * rows for key, values in planned.cond.items()}, rows)
+    condition = _condition(model, planned, rows)
     own = model.autoencoder.latent_shape(model.shape)
     each = min(_seconds(model, own, condition, rows) for _ in range(2)) / rows / math.prod(model.shape[1:])
     size = _at_once(model, planned)
@@ -130,6 +129,13 @@ def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
         raise memory_estimate.too_little_memory(1, pixels, needed, free)
     growth = here.multiply_adds / base.multiply_adds * math.prod(own[1:]) / math.prod(shape[1:])
     return each * max(1.0, growth)
+
+
+def _condition(model: Model, planned: PlannedRun, rows: int) -> Condition | None:
+    """Return the condition of the first result, for a number of rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.encode({key: list(values[:1]) * rows for key, values in planned.cond.items()}, rows)[0]
 
 
 def _seconds(model: Model, shape: Sequence[int], condition: Condition | None, rows: int) -> float:
@@ -153,6 +159,9 @@ def _require_memory(model: Model, planned: PlannedRun) -> None:
     pixels = with_last_dims(model.shape, _at_once(model, planned))
     needed = memory_estimate.state_bytes(model, 1, (), pixels)
     if free and needed > free:
+        with suppress(Error, RuntimeError, TypeError, ValueError, AttributeError):
+            shape = model.autoencoder.latent_shape(pixels if planned.tiled is None else model.shape)
+            needed += memory_estimate.network_cost(model, _condition(model, planned, 1), 1, shape).peak
         raise memory_estimate.too_little_memory(1, pixels, needed, free)
     if free and planned.count * RECORD > free:
         raise OutOfResources(
