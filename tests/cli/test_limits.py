@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import unveil
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from tests.generation.tiny import tiny
 from unveil.errors import OutOfResources
+from unveil.generation import image_output
 from unveil.io import system_resources
 from unveil.model import memory_estimate
 from unveil.tasks import run_check
@@ -145,3 +146,56 @@ def test_free_memory_counts_the_limit_of_a_control_group(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Path, "read_text", read)
     assert system_resources.free_memory() == 500_000
+
+
+# ---------------------------------------------------------------------- a folder that goes on
+
+
+def test_a_stopped_folder_goes_on_with_the_missing_images(cli: Cli, saved: Path, monkeypatch: pytest.MonkeyPatch):
+    draw = ("sample", saved, "--label", 3, "-n", 5, "--batch-size", 2, "--steps", 2, "-o")
+    assert cli(*draw, "whole").code == 0
+    assert cli(*draw, "out").code == 0
+    whole = tree(Path("whole"))
+    for name in ("seed0_00002.png", "seed0_00004.png", "sheet.png"):
+        Path("out", name).unlink()
+    before = {name: Path("out", name).stat().st_mtime_ns for name in tree(Path("out"))}
+    parts: list[int] = []
+    real = image_output.generate
+    monkeypatch.setattr(
+        image_output,
+        "generate",
+        lambda model, part, *rest, **how: (parts.append(part.first), real(model, part, *rest, **how))[1],
+    )
+    assert cli(*draw, "out").code == 0
+    assert tree(Path("out")) == whole
+    assert parts == [2, 4], "batches that are there are not generated again"
+    assert {name: Path("out", name).stat().st_mtime_ns for name in before} == before
+    parts.clear()
+    assert (cli(*draw, "out").code, parts, tree(Path("out"))) == (0, [], whole)
+
+
+def test_a_folder_of_edits_goes_on(cli: Cli, saved: Path):
+    assert cli("sample", saved, "--label", 3, "-n", 3, "--steps", 1, "-o", "in").code == 0
+    Path("in/sheet.png").unlink()
+    edit = ("img2img", saved, "in", "--label", 4, "--batch-size", 1, "--steps", 2, "-o", "out")
+    assert cli(*edit).code == 0
+    whole = tree(Path("out"))
+    Path("out/seed0_00001.png").unlink()
+    assert cli(*edit).code == 0
+    assert tree(Path("out")) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label", 4, "--steps", 2], '(label was "3" and is now "4")'),
+        (["--label", 3, "--steps", 3], "steps was 2 and is now 3"),
+    ],
+)
+def test_other_settings_are_not_mixed(cli: Cli, saved: Path, options: list[object], words: str):
+    assert cli("sample", saved, "--label", 3, "-n", 2, "--steps", 2, "-o", "out").code == 0
+    Path("out/seed0_00001.png").unlink()
+    before = tree(Path("out"))
+    done = cli("sample", saved, *options, "-n", 2, "-o", "out")
+    refused(done, 2, "seed0_00000.png: exists already, and was generated with other settings", words, "--force")
+    assert tree(Path("out")) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -332,25 +333,27 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
         else filenames(sample_ids(request))
     )
     names = [f"{context.output.mark}{name}" for name in names]
-    output.check(names, len(groups) == 1, context.output.mark)
     specs = [spec_of(task, model, group, each if is_edit else 1) for group in groups]
+    rows_of = [(group[0].number * each, (group[-1].number + 1) * each) if is_edit else (0, count) for group in groups]
+    requests = [request.part(*numbers) if is_edit else request for numbers in rows_of]
+    kept = images_there(model, source, requests, specs, output, names)
+    output.check(names, len(groups) == 1, context.output.mark, kept)
     for spec in specs:
         for note in spec.notes:
             console.warn(note)
         if spec.size is not None:  # before the first image is generated
             check_size(model, spec.size)
     if not rows and specs[0].is_plain:
-        specs[0], request = hires_passes(model, source, request, output, console, specs[0])
+        specs[0], requests[0] = hires_passes(model, source, request, output, console, specs[0])
 
     def drawn() -> Iterator[GeneratedSample]:
-        for group, spec in zip(groups, specs, strict=True):
-            part = request.part(group[0].number * each, (group[-1].number + 1) * each) if is_edit else request
-            yield from generate_images(model, source, part, output, console, spec)
+        for numbers, part, spec in zip(rows_of, requests, specs, strict=True):
+            yield from draw(model, source, part, output, console, spec, names[slice(*numbers)], kept)
 
     columns = len(task.label) if 1 < len(task.label) < request.count else None  # a column for each label
     if is_edit:
         columns = each if each > 1 and len(rows) > 1 else None
-    written = write_images(drawn(), output, names, columns, context.output.mark)
+    written = write_images(drawn(), output, names, columns, context.output.mark, kept)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
     facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
     if request.original_cond:
@@ -358,6 +361,45 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
 
         facts |= expansions_of(request)
     return TaskResult(facts, written.text() + not_drawn)
+
+
+def images_there(
+    model: Model,
+    source: ModelSource,
+    requests: Sequence[Request],
+    specs: Sequence[TaskSpec],
+    output: ImageOutput,
+    names: Sequence[str],
+) -> AbstractSet[str]:
+    """Return the names of the images of a run that are in its folder already, see `generation.resume`.
+
+    Raises:
+        AlreadyExists: An image of this name was generated with other settings.
+    """
+    whole = output.one_file or output.force or output.strip or not output.metadata
+    if whole or hires.needs_passes(model, requests[0].size) or not any((output.out / name).exists() for name in names):
+        return frozenset()
+    from unveil.generation.resume import kept_images
+
+    return kept_images(model, source, list(zip(requests, specs, strict=True)), output, names)
+
+
+def draw(
+    model: Model,
+    source: ModelSource,
+    request: Request,
+    output: ImageOutput,
+    console: Console,
+    spec: TaskSpec,
+    names: Sequence[str],
+    kept: AbstractSet[str],
+) -> Iterator[GeneratedSample]:
+    """Yield the samples of a request; those that are kept are read from their files."""
+    if not any(name in kept for name in names):
+        return generate_images(model, source, request, output, console, spec)
+    from unveil.generation.resume import generate_missing
+
+    return generate_missing(model, source, request, output, console, spec, names, kept)
 
 
 def suggest_video(task: ImageTask, model: Model, console: Console) -> None:

@@ -43,7 +43,7 @@ class PlannedRun(NamedTuple):
     """A run that is to begin.
 
     Attributes:
-        count: Number of results.
+        results: Number of results.
         size: Height and width of a result, of a video its frames before them.
         at_once: Frames of a video that are generated at once; 1 of images.
         inputs: (frames, height, width) of the input files, by field.
@@ -53,7 +53,7 @@ class PlannedRun(NamedTuple):
         tiled: Share of the network calls that a result takes in tiles of the model's own size; None: it takes none.
     """
 
-    count: int
+    results: int
     size: tuple[int, ...]
     at_once: int
     inputs: Mapping[str, tuple[int, int, int]]
@@ -92,7 +92,7 @@ def estimated_seconds(task: Task, model: Model, planned: PlannedRun) -> float | 
     settings = model.sampling.changed(getattr(task, "sampling_changes", {}))
     calls = (settings.nfe or CALLS) * (2 if settings.guidance.scale != 1 else 1)
     load = Workload(model.shape, lambda length, times: calls * (times if length else 1), planned.inputs)
-    inputs = planned.count / getattr(task, "results", planned.count)
+    inputs = planned.results / getattr(task, "results", planned.results)
     pixels = task.cost(load) * inputs * 1e6  # of all calls
     parameters = sum(weight.numel() for weight in model.denoiser.network.parameters())
     if 2 * parameters * pixels / vae_scale_factor(model) ** 2 <= LONG * SPEED[model.device.type]:
@@ -112,7 +112,7 @@ def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
     Raises:
         OutOfResources: The network takes more memory at this size than is free.
     """
-    rows = max(1, min(planned.batch, planned.count))
+    rows = max(1, min(planned.batch, planned.results))
     condition = _condition(model, planned, rows)
     own = model.autoencoder.latent_shape(model.shape)
     each = min(_seconds(model, own, condition, rows) for _ in range(2)) / rows / math.prod(model.shape[1:])
@@ -163,10 +163,10 @@ def _require_memory(model: Model, planned: PlannedRun) -> None:
             shape = model.autoencoder.latent_shape(pixels if planned.tiled is None else model.shape)
             needed += memory_estimate.network_cost(model, _condition(model, planned, 1), 1, shape).peak
         raise memory_estimate.too_little_memory(1, pixels, needed, free)
-    if free and planned.count * RECORD > free:
+    if free and planned.results * RECORD > free:
         raise OutOfResources(
-            f"not enough memory: the list of {planned.count:,} results alone takes about "
-            f"{shown(planned.count * RECORD)}, and {shown(free)} are free; generate fewer at once, with --seed or "
+            f"not enough memory: the list of {planned.results:,} results alone takes about "
+            f"{shown(planned.results * RECORD)}, and {shown(free)} are free; generate fewer at once, with --seed or "
             "--start-index for the next ones"
         )
 
@@ -175,9 +175,9 @@ def _require_disk(model: Model, planned: PlannedRun) -> None:
     channels, suffix = model.shape[0], planned.out.suffix.lower()
     values = channels * math.prod(planned.size)
     if len(planned.size) == 3:
-        needed = planned.count * int(values * VIDEO_SHARE.get(suffix, 0.1))
+        needed = planned.results * int(values * VIDEO_SHARE.get(suffix, 0.1))
     else:
-        needed = (planned.count if suffix != ".png" else 1) * max(BLOCK, values + METADATA)
+        needed = (planned.results if suffix != ".png" else 1) * max(BLOCK, values + METADATA)
     free = free_disk(planned.out)
     if free is not None and needed > free:
         raise OutOfResources(
@@ -188,5 +188,5 @@ def _require_disk(model: Model, planned: PlannedRun) -> None:
 
 def _described(planned: PlannedRun) -> str:
     what = "image" if len(planned.size) == 2 else f"video of {planned.size[0]:,} frames"
-    several = what if planned.count == 1 else what.replace("image", "images").replace("video", "videos")
-    return f"{planned.count:,} {several} of {format_size(planned.size)}"
+    several = what if planned.results == 1 else what.replace("image", "images").replace("video", "videos")
+    return f"{planned.results:,} {several} of {format_size(planned.size)}"
