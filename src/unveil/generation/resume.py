@@ -83,6 +83,8 @@ def generate_missing(
 
     A batch of which an image is missing is generated as a whole, so that its images are those of a run in one piece.
     """
+    there = sum(name in kept for name in names)
+    console.say(f"{output.out}: {there} of {len(names)} images are there already, with these settings, and stay")
     for start in range(0, request.count, request.batch):
         stop = min(start + request.batch, request.count)
         if all(name in kept for name in names[start:stop]):

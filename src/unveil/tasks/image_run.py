@@ -171,6 +171,31 @@ def with_read_prompts(task: ReadsPrompts, model: Model, console: Console) -> Rea
     return task.model_copy(update={"prompt": tuple(expander.read(text).text for text in task.prompt)})
 
 
+def with_expanded_prompts(
+    task: ImageTask, model: Model, request: Request, console: Console, *, shown: bool
+) -> tuple[Request, str]:
+    """Return the request with its prompts as the model reads them, and a note about what of them is not drawn.
+
+    Args:
+        task: Task.
+        model: Model.
+        request: Request with the prompts as they are typed.
+        console: Shows the expansion.
+        shown: True if the model is also conditioned on images, so that prompts are not expanded by default.
+
+    Raises:
+        RecipeError: Under `strict`, something of a prompt will not be drawn.
+    """
+    expand = getattr(task, "expand_prompt", None)
+    if expand is None and PROMPT not in request.cond:
+        return request, ""
+    from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, omission_note
+
+    options = ExpansionOptions.from_option(expand)
+    expanded = PromptExpander(options, model, console, shown=shown, strict=task.strict)(request)
+    return expanded, omission_note(expanded)
+
+
 def number_of_results(task: ImageTask, model: Model) -> int:
     """Number of images of one input: as the task states, or one per seed or value of a condition."""
     if task.count is not None:
@@ -317,15 +342,7 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     count = each * len(rows) if is_edit else each
     request = request_of(task, model, context, count)
     check_resources(task, model, context, request, [row.shape for row in rows])
-    expand = getattr(task, "expand_prompt", None)
-    not_drawn = ""
-    if expand is not None or PROMPT in request.cond:
-        from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, omission_note
-
-        options = ExpansionOptions.from_option(expand)
-        shown = bool(rows) or bool(task.controlnet)
-        request = PromptExpander(options, model, console, shown=shown, strict=task.strict)(request)
-        not_drawn = omission_note(request)
+    request, not_drawn = with_expanded_prompts(task, model, request, console, shown=bool(rows or task.controlnet))
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
     names = (
         _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], sample_ids(request))
