@@ -70,7 +70,7 @@ class ImageOutput:
         return self.out.suffix.lower() == ".png"
 
     def check(
-        self, names: Sequence[str] = (), alike: bool = True, mark: str = "", kept: AbstractSet[str] = frozenset()
+        self, names: Sequence[str] = (), alike: bool = True, mark: str = "", existing: AbstractSet[str] = frozenset()
     ) -> None:
         """Refuse existing files before any work.
 
@@ -78,7 +78,7 @@ class ImageOutput:
             names: File names in a folder, if known.
             alike: True if the images have one size, so that a contact sheet and a strip are written.
             mark: Prefix of the names of contact sheet and strip in a folder.
-            kept: File names of images of this run that are there already; their contact sheet is made again.
+            existing: File names of images of this run that are there already; their contact sheet is made again.
 
         Raises:
             RecipeError: A preview that the image would overwrite, two results of one name, or images of several sizes
@@ -104,7 +104,7 @@ class ImageOutput:
             paths += [self.strip_path(mark)] if self.strip else []
         if doubled := [path for path, often in Counter(paths).items() if often > 1]:
             raise RecipeError(f"{doubled[0]}: two results would have this name; rename one of the input images")
-        there = {self.out / name for name in (*kept, *([f"{mark}sheet.png"] if kept else []))}
+        there = {self.out / name for name in (*existing, *([f"{mark}sheet.png"] if existing else []))}
         for path in paths + ([self.preview] if self.preview else []):
             refuse_overwrite(path, self.force or path in there)
 
@@ -176,7 +176,7 @@ def write_images(
     names: Sequence[str],
     columns: int | None = None,
     mark: str = "",
-    kept: AbstractSet[str] = frozenset(),
+    existing: AbstractSet[str] = frozenset(),
 ) -> WrittenFiles:
     """Write one file for each sample as it comes, and then a contact sheet; a .png holds the image, or the sheet.
 
@@ -189,7 +189,7 @@ def write_images(
         names: File names in a folder.
         columns: Number of columns of the contact sheet.
         mark: Prefix of the names of contact sheet and strip in a folder.
-        kept: File names of samples that are in the folder already.
+        existing: File names of samples that are in the folder already.
 
     Raises:
         OutputError: A file exists already, which `ImageOutput.check` reports before the work.
@@ -204,7 +204,7 @@ def write_images(
             single = single or png(sample.pixels, _texts(sample, output.metadata))
         else:
             written.images.append(output.out / names[count - 1])
-            if names[count - 1] not in kept:
+            if names[count - 1] not in existing:
                 content = png(sample.pixels, _texts(sample, output.metadata))
                 write_files({written.images[-1]: content}, output.force)
         shapes.add(tuple(sample.pixels.shape))
@@ -219,7 +219,7 @@ def write_images(
     if trajectories and len(shapes) == 1:
         written.strip = output.strip_path(mark)
         files[written.strip] = png(make_grid(torch.cat(trajectories), columns=len(trajectories[0])))
-    write_files(files, output.force or bool(kept))
+    write_files(files, output.force or bool(existing))
     return written
 
 

@@ -28,7 +28,7 @@ from unveil.model import Model
 _OF_THE_RUN = ("place", "batch", "versions", "device", "threads")
 
 
-def kept_images(
+def existing_images(
     model: Model,
     source: ModelSource,
     parts: Sequence[tuple[Request, TaskSpec]],
@@ -47,7 +47,7 @@ def kept_images(
     Raises:
         AlreadyExists: An image of this name was generated with other settings.
     """
-    kept: set[str] = set()
+    existing: set[str] = set()
     numbers = ((request, edit, row) for request, edit in parts for row in range(request.count))
     for name, (request, edit, row) in zip(names, numbers, strict=True):
         path = output.out / name
@@ -65,8 +65,8 @@ def kept_images(
                 f"{path}: exists already, and was generated with other settings ({', '.join(different)}); choose "
                 "another folder, or pass --force to overwrite"
             )
-        kept.add(name)
-    return frozenset(kept)
+        existing.add(name)
+    return frozenset(existing)
 
 
 def generate_missing(
@@ -77,17 +77,17 @@ def generate_missing(
     console: Console,
     edit: TaskSpec,
     names: Sequence[str],
-    kept: AbstractSet[str],
+    existing: AbstractSet[str],
 ) -> Iterator[GeneratedSample]:
     """Yield the samples of a request; batches whose images are all there are read from their files.
 
     A batch of which an image is missing is generated as a whole, so that its images are those of a run in one piece.
     """
-    there = sum(name in kept for name in names)
+    there = sum(name in existing for name in names)
     console.say(f"{output.out}: {there} of {len(names)} images are there already, with these settings, and stay")
     for start in range(0, request.count, request.batch):
         stop = min(start + request.batch, request.count)
-        if all(name in kept for name in names[start:stop]):
+        if all(name in existing for name in names[start:stop]):
             for name in names[start:stop]:
                 pixels = open_input("image", output.out / name, model.shape[0]).content
                 yield GeneratedSample(pixels, pixels, {}, torch.empty(0))

@@ -28,8 +28,8 @@ def free_memory() -> int:
     The limits of control groups, such as those of a container, count. Systems other than Linux state no free memory;
     all of it is returned there.
     """
-    known = [count for count in (_available(), *_left_in_cgroups()) if count is not None]
-    return max(min(known), 1) if known else total_memory()
+    counts = [count for count in (_available(), *_left_in_cgroups()) if count is not None]
+    return max(min(counts), 1) if counts else total_memory()
 
 
 def free_disk(folder: Path) -> int | None:
@@ -67,8 +67,8 @@ def _left_in_cgroups() -> list[int]:
             continue
         kind = _V1 if controllers else _V2
         top = _CGROUPS / kind[0]
-        own = top / path.lstrip("/")
-        for folder in dict.fromkeys((own, *own.parents, top)):
+        group = top / path.lstrip("/")
+        for folder in dict.fromkeys((group, *group.parents, top)):
             if folder.is_relative_to(top) and (count := _left_in(folder, *kind[1:])) is not None:
                 left.append(count)
     return left

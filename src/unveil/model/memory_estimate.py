@@ -1,7 +1,7 @@
 """Memory of a sampling run, compared with what is free before the run begins.
 
-The peak is that of one call of the network at the size of the run, and of the states of the run besides. Small runs are
-told by a bound without a call; otherwise the network is followed on the meta device, which computes nothing.
+The peak is that of one call of the network at the size of the run, and of the states of the run besides. A bound
+suffices for small runs; otherwise the network is followed on the meta device, which computes nothing.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def network_cost(model: Model, condition: Condition | None, rows: int, shape: Se
 def free_device_memory(device: torch.device) -> int:
     """Return the bytes of memory that are free on a device; 0: unknown."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return free_memory()
 
 
@@ -129,6 +129,6 @@ def _bound(network: nn.Module, rows: int, shape: Sequence[int]) -> int:
 
 def _tile_shape(model: Model, shape: Sequence[int], pixels: Sequence[int], tile: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of what the network takes in one call: a tile, or several small ones together."""
-    own = model.autoencoder.latent_shape((*pixels[: len(pixels) - len(tile)], *tile))
-    sides = [min(whole, max(side, MAX_SHARED_SIDE)) for whole, side in zip(shape[-2:], own[-2:], strict=True)]
-    return (*own[:-2], *sides)
+    tile_shape = model.autoencoder.latent_shape((*pixels[: len(pixels) - len(tile)], *tile))
+    sides = [min(whole, max(side, MAX_SHARED_SIDE)) for whole, side in zip(shape[-2:], tile_shape[-2:], strict=True)]
+    return (*tile_shape[:-2], *sides)

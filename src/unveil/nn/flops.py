@@ -72,12 +72,12 @@ def call_cost(network: nn.Module, inputs: Sequence[Any]) -> CallCost:
 
 def _meta_copy(network: nn.Module) -> nn.Module:
     """Copy of a network with its weights in float32 on the meta device; what is not a weight is shared or copied."""
-    kept: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         empty = torch.empty_like(tensor, device="meta", dtype=dtype)
-        kept[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(network, kept)
+        replaced[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(network, replaced)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -113,10 +113,10 @@ class _PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         del types
         result = function(*args, **(kwargs or {}))
-        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.is_meta]
-        for tensor in made:
+        outputs = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.is_meta]
+        for tensor in outputs:
             self._add(tensor.untyped_storage())
-        extra = args[0].nbytes + made[0].nbytes if "convolution" in str(function) and made else 0
+        extra = args[0].nbytes + outputs[0].nbytes if "convolution" in str(function) and outputs else 0
         self.peak = max(self.peak, self._live + extra)
         return result
 

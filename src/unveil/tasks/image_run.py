@@ -220,7 +220,7 @@ def image_output(task: Task, context: TaskContext) -> ImageOutput:
 def check_resources(
     task: Task, model: Model, context: TaskContext, request: Request, inputs: Sequence[Sequence[int]] = ()
 ) -> None:
-    """Refuse a run that is impossible on this machine, and ask about a long one; small runs are told by a bound.
+    """Refuse a run that is impossible on this machine, and ask about a long one; a bound suffices for small runs.
 
     Args:
         task: Task.
@@ -353,8 +353,8 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     specs = [spec_of(task, model, group, each if is_edit else 1) for group in groups]
     rows_of = [(group[0].number * each, (group[-1].number + 1) * each) if is_edit else (0, count) for group in groups]
     requests = [request.part(*numbers) if is_edit else request for numbers in rows_of]
-    kept = images_there(model, source, requests, specs, output, names)
-    output.check(names, len(groups) == 1, context.output.mark, kept)
+    existing = images_there(model, source, requests, specs, output, names)
+    output.check(names, len(groups) == 1, context.output.mark, existing)
     for spec in specs:
         for note in spec.notes:
             console.warn(note)
@@ -365,12 +365,12 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
 
     def drawn() -> Iterator[GeneratedSample]:
         for numbers, part, spec in zip(rows_of, requests, specs, strict=True):
-            yield from draw(model, source, part, output, console, spec, names[slice(*numbers)], kept)
+            yield from draw(model, source, part, output, console, spec, names[slice(*numbers)], existing)
 
     columns = len(task.label) if 1 < len(task.label) < request.count else None  # a column for each label
     if is_edit:
         columns = each if each > 1 and len(rows) > 1 else None
-    written = write_images(drawn(), output, names, columns, context.output.mark, kept)
+    written = write_images(drawn(), output, names, columns, context.output.mark, existing)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
     facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
     if request.original_cond:
@@ -396,9 +396,9 @@ def images_there(
     whole = output.one_file or output.force or output.strip or not output.metadata
     if whole or hires.needs_passes(model, requests[0].size) or not any((output.out / name).exists() for name in names):
         return frozenset()
-    from unveil.generation.resume import kept_images
+    from unveil.generation.resume import existing_images
 
-    return kept_images(model, source, list(zip(requests, specs, strict=True)), output, names)
+    return existing_images(model, source, list(zip(requests, specs, strict=True)), output, names)
 
 
 def draw(
@@ -409,14 +409,14 @@ def draw(
     console: Console,
     spec: TaskSpec,
     names: Sequence[str],
-    kept: AbstractSet[str],
+    existing: AbstractSet[str],
 ) -> Iterator[GeneratedSample]:
-    """Yield the samples of a request; those that are kept are read from their files."""
-    if not any(name in kept for name in names):
+    """Yield the samples of a request; existing ones are read from their files."""
+    if not any(name in existing for name in names):
         return generate_images(model, source, request, output, console, spec)
     from unveil.generation.resume import generate_missing
 
-    return generate_missing(model, source, request, output, console, spec, names, kept)
+    return generate_missing(model, source, request, output, console, spec, names, existing)
 
 
 def suggest_video(task: ImageTask, model: Model, console: Console) -> None:

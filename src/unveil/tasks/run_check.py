@@ -29,7 +29,7 @@ from unveil.types import format_size
 if TYPE_CHECKING:
     from unveil.types import Condition
 
-LONG = 600.0  # seconds from which on a run is asked for
+LONG = 600.0  # seconds from which on a run needs a confirmation
 SPEED = {"cpu": 1e10, "mps": 3e11, "cuda": 1e12}  # operations per second that any machine has
 CALLS = 500  # of a sampler that decides while it runs
 RECORD = 1000  # bytes that a result takes in the lists of a run: its name, seed and metadata
@@ -114,8 +114,8 @@ def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
     """
     rows = max(1, min(planned.batch, planned.results))
     condition = _condition(model, planned, rows)
-    own = model.autoencoder.latent_shape(model.shape)
-    each = min(_seconds(model, own, condition, rows) for _ in range(2)) / rows / math.prod(model.shape[1:])
+    trained = model.autoencoder.latent_shape(model.shape)
+    each = min(_seconds(model, trained, condition, rows) for _ in range(2)) / rows / math.prod(model.shape[1:])
     size = _at_once(model, planned)
     if planned.tiled is not None:
         return each * planned.tiled
@@ -123,11 +123,11 @@ def _seconds_per_pixel(model: Model, planned: PlannedRun) -> float:
         return each
     pixels = with_last_dims(model.shape, size)
     shape = model.autoencoder.latent_shape(pixels)
-    here, base = (memory_estimate.network_cost(model, condition, 1, shape) for shape in (shape, own))
+    here, base = (memory_estimate.network_cost(model, condition, 1, shape) for shape in (shape, trained))
     free = memory_estimate.free_device_memory(model.device)
     if free and (needed := here.peak + memory_estimate.state_bytes(model, 1, shape, pixels)) > free:
         raise memory_estimate.too_little_memory(1, pixels, needed, free)
-    growth = here.multiply_adds / base.multiply_adds * math.prod(own[1:]) / math.prod(shape[1:])
+    growth = here.multiply_adds / base.multiply_adds * math.prod(trained[1:]) / math.prod(shape[1:])
     return each * max(1.0, growth)
 
 
