@@ -212,7 +212,7 @@ def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: P
     assert cli("sample", saved, "--label", 3, "--out", "mine.png", "--force").code == 0
     assert cli("sample", saved, "--label", 3, "-n", 2, "--out", "set").code == 0
     before = tree(tmp_path)
-    refused(cli("sample", saved, "--label", 3, "-n", 2, "--out", "set", "--seed", 0), 2, "exists already")
+    refused(cli("sample", saved, "--label", 4, "-n", 2, "--out", "set", "--seed", 0), 2, "exists already")
     refused(cli("sample", saved, "--label", 3, "-n", 2, "--out", "set", "--seed", 9), 2, "sheet.png: exists already")
     assert tree(tmp_path) == before, "a set is written whole or not at all"
 
@@ -231,7 +231,7 @@ def test_existing_outputs_are_reported_before_sampling(cli: Cli, saved: Path, mo
     refused(cli(*draw), 2, "seed0_00000.png: exists already")
     refused(cli(*draw, "--seed", 1), 2, "strip.png: exists already")
     refused(cli(*draw[:-1], "-n", 2, "--seed", 6, "--out", "set"), 2, "sheet.png: exists already")
-    refused(cli("img2img", saved, "samples/seed0_00000.png", "--label", 3), 2, "seed0_00000.png: exists already")
+    refused(cli("img2img", saved, "samples/seed0_00000.png", "--label", 4), 2, "seed0_00000.png: exists already")
     refused(cli("sample", saved, "--from-metadata", "samples/seed0_00000.png"), 2, "seed0_00000.png: exists already")
     refused(cli(*draw, "--preview", "a.png", "--out", "a.png"), 2, "--preview a.png: is the output file")
 

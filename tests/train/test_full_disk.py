@@ -14,6 +14,7 @@ from tests.full_disk import FullDisk
 from tests.train import tiny
 from unveil.core.objective import DiffusionLoss
 from unveil.errors import OutOfResources
+from unveil.io import system_resources
 from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store
 from unveil.train import disk_space
@@ -121,7 +122,7 @@ def test_a_disk_with_little_space_is_reported_before_the_first_step(tmp_path, ca
     real = disk_space.space_needed
     monkeypatch.setattr(disk_space, "space_needed", needed)
     usage = lambda path: Usage(0, 0, int(free * 4 * seen[0]))  # noqa: E731
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", usage)
+    monkeypatch.setattr(system_resources.shutil, "disk_usage", usage)
     run = fit(tmp_path / "run", steps=12, sample_every=0, validate_every=0)
     saved = sum(tensor.nbytes for tensor in tensors(run / "checkpoints" / "step_000012").values())
     assert seen[0] == pytest.approx(saved, rel=0.03)

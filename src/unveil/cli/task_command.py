@@ -45,6 +45,7 @@ PreviewEvery = Annotated[int, typer.Option("--preview-every", help="Number of st
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the generation settings into each file.")
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Start a run of more than ten minutes without a question.")]
 FromMetadata = Annotated[
     Path | None,
     typer.Option(
@@ -53,7 +54,7 @@ FromMetadata = Annotated[
         metavar="FILE",
     ),
 ]
-_OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device")
+_OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device", "yes")
 
 
 def command_of(task_class: type[Task], command_name: str = "") -> Callable[..., None]:
@@ -112,7 +113,7 @@ def _output_options(task_class: type[Task]) -> Iterator[Parameter]:
     if task_class.makes in ("images", "videos", "media"):
         shared.append(("metadata", Metadata, True))
     if task_class.makes in ("images", "videos"):
-        shared.append(("from_metadata", FromMetadata, None))
+        shared += [("from_metadata", FromMetadata, None), ("yes", Yes, False)]
     force: Any = Force
     if task_class.force_help:
         force = Annotated[bool, typer.Option("--force", help=task_class.force_help)]
@@ -227,7 +228,8 @@ def _run(task_class: type[Task], typed: Mapping[str, Any], command_name: str) ->
     )
     named = [value for name, value in typed.items() if value and _is_file(task_class, name)]
     files = [Path(item) for value in named for item in (value if isinstance(value, list) else [value])]
-    context = TaskContext(output, console, str(typed.get("device", "auto")), places=files)
+    device, confirmed = str(typed.get("device", "auto")), bool(typed.get("yes"))
+    context = TaskContext(output, console, device, places=files, confirmed=confirmed)
     task = _regeneration(task_class, typed) if typed.get("from_metadata") else task_of(task_class, typed, command_name)
     result = task.run(context)
     if result.facts or result.text:  # one of several processes reports

@@ -22,6 +22,7 @@ from unveil.conditioning.prompt_weighting import (
 )
 from unveil.errors import PromptTooLong, RecipeError, WeightsError, did_you_mean
 from unveil.io.optional_deps import import_extra
+from unveil.nn.layers import autocast_dtype
 from unveil.nn.lora import fingerprint
 from unveil.nn.text_encoders import TRANSFORMERS_USER, T5EncoderConfig, TextEncoderNetwork, TextEncoderOutput
 from unveil.nn.tokenizer import TokenLayout
@@ -241,9 +242,7 @@ class TextEncoder(nn.Module):
     def _where(self) -> tuple[str, str]:
         """Device, and precision of products, at present."""
         device = next(self.tower.parameters()).device
-        kind = device.type
-        lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return str(device), str(lowered)
+        return str(device), str(autocast_dtype(device))
 
     def _alone(self, key: tuple[str, ...]) -> Condition:
         """Condition of one prompt, the first of a key."""

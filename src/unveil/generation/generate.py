@@ -350,7 +350,7 @@ def generate(
     size = request.size or edit.size
     if size is not None:
         check_size(model, size)
-    shared = {"model": source._asdict(), **sampling, **_request_metadata(model, request)}
+    shared = {"model": source._asdict(), **sampling, **request_metadata(model, request)}
 
     def run(rows: slice, number: int, batches: int) -> tuple[Request, TrajectoryRecorder, Tensor]:
         part = request.part(rows.start, rows.stop)
@@ -362,7 +362,7 @@ def generate(
         pixels, trajectory = edit.postprocess(to_pixels(samples), rows), recorder.trajectory(samples)
         batch = {**_batch_metadata(part), **edit.batch_metadata(rows)}
         for row in range(part.count):
-            facts = {**shared, **_sample_metadata(part, row), **edit.sample_metadata(rows.start + row)}
+            facts = {**shared, **sample_metadata(part, row), **edit.sample_metadata(rows.start + row)}
             facts |= {"place": row, "batch": batch}
             yield GeneratedSample(samples[row], pixels[row], facts, trajectory[row])
 
@@ -551,7 +551,7 @@ def _control_identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(control[name] for name in ("sha256", "image_sha256", "weight", "start", "stop"))
 
 
-def _request_metadata(model: Model, request: Request) -> dict[str, Any]:
+def request_metadata(model: Model, request: Request) -> dict[str, Any]:
     """Return the metadata that all samples of a request share, besides the model and the sampling settings."""
     facts: dict[str, Any] = {
         "dtype": request.dtype,
@@ -568,7 +568,7 @@ def _request_metadata(model: Model, request: Request) -> dict[str, Any]:
     return facts | adapter_metadata(model)
 
 
-def _sample_metadata(part: Request, row: int) -> dict[str, Any]:
+def sample_metadata(part: Request, row: int) -> dict[str, Any]:
     """Return the metadata of one sample about the request."""
     request = part.part(row, row + 1)
     seed = request.seed if isinstance(request.seed, int) else request.seed[0]

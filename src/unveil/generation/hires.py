@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from unveil.conditioning.tiled_denoising import OVERLAP
 from unveil.generation.conditioning_frames import ConditioningFrames
 from unveil.generation.generate import UNNAMED, ModelSource, OnStep, Request, TaskSpec, input_to_unit, partial_progress
 from unveil.generation.long_video import ConditioningOfWindow, VideoChunk, VideoSpec, concat_chunks, generate_long_video
@@ -72,6 +73,21 @@ def pass_sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
         return min(size[axis], math.ceil(exact / unit - 1e-9) * unit)
 
     return [first, *((side(number, 0), side(number, 1)) for number in range(1, count)), size]
+
+
+def share_of_calls(model: Model, size: Sequence[int], in_passes: bool, factor: int = 1) -> float | None:
+    """Return the network calls of a result in tiles, as a multiple of those at once; None: it has no tiles.
+
+    Args:
+        model: Model.
+        size: Size of the result, which ends with height and width.
+        in_passes: It is generated in passes, which have a part of the steps.
+        factor: Factor of an upscaling, which has tiles and a part of the steps, too.
+    """
+    if not in_passes and (factor == 1 or not needs_hires(model, (size[-2], size[-1]))):
+        return None
+    overlapping = 1 / (1 - OVERLAP) ** 2
+    return overlapping * (PASS_STRENGTH / (1 - 1 / GROWTH**2) if in_passes else STRENGTH)
 
 
 def describe_passes(model: Model, size: tuple[int, int]) -> str:

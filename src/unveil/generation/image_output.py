@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,16 @@ class ImageOutput:
         """True if everything is written into a single image."""
         return self.out.suffix.lower() == ".png"
 
-    def check(self, names: Sequence[str] = (), alike: bool = True, mark: str = "") -> None:
+    def check(
+        self, names: Sequence[str] = (), alike: bool = True, mark: str = "", existing: AbstractSet[str] = frozenset()
+    ) -> None:
         """Refuse existing files before any work.
 
         Args:
             names: File names in a folder, if known.
             alike: True if the images have one size, so that a contact sheet and a strip are written.
             mark: Prefix of the names of contact sheet and strip in a folder.
+            existing: File names of images of this run that are there already; their contact sheet is made again.
 
         Raises:
             RecipeError: A preview that the image would overwrite, two results of one name, or images of several sizes
@@ -100,8 +104,9 @@ class ImageOutput:
             paths += [self.strip_path(mark)] if self.strip else []
         if doubled := [path for path, often in Counter(paths).items() if often > 1]:
             raise RecipeError(f"{doubled[0]}: two results would have this name; rename one of the input images")
+        there = {self.out / name for name in (*existing, *([f"{mark}sheet.png"] if existing else []))}
         for path in paths + ([self.preview] if self.preview else []):
-            refuse_overwrite(path, self.force)
+            refuse_overwrite(path, self.force or path in there)
 
     def strip_path(self, mark: str = "") -> Path:
         """Return the file of the strip, whose name in a folder begins with `mark`."""
@@ -171,6 +176,7 @@ def write_images(
     names: Sequence[str],
     columns: int | None = None,
     mark: str = "",
+    existing: AbstractSet[str] = frozenset(),
 ) -> WrittenFiles:
     """Write one file for each sample as it comes, and then a contact sheet; a .png holds the image, or the sheet.
 
@@ -183,6 +189,7 @@ def write_images(
         names: File names in a folder.
         columns: Number of columns of the contact sheet.
         mark: Prefix of the names of contact sheet and strip in a folder.
+        existing: File names of samples that are in the folder already.
 
     Raises:
         OutputError: A file exists already, which `ImageOutput.check` reports before the work.
@@ -193,12 +200,13 @@ def write_images(
     trajectories: list[Tensor] = []
     shapes: set[tuple[int, ...]] = set()
     for count, sample in enumerate(samples, 1):
-        content = png(sample.pixels, _texts(sample, output.metadata))
         if output.one_file:
-            single = single or content
+            single = single or png(sample.pixels, _texts(sample, output.metadata))
         else:
             written.images.append(output.out / names[count - 1])
-            write_files({written.images[-1]: content}, output.force)
+            if names[count - 1] not in existing:
+                content = png(sample.pixels, _texts(sample, output.metadata))
+                write_files({written.images[-1]: content}, output.force)
         shapes.add(tuple(sample.pixels.shape))
         images += [sample.pixels] if output.one_file or len(images) < MAX_SHEET_IMAGES else []
         trajectories += [to_pixels(sample.trajectory)] if output.strip and len(trajectories) < MAX_STRIPS else []
@@ -211,7 +219,7 @@ def write_images(
     if trajectories and len(shapes) == 1:
         written.strip = output.strip_path(mark)
         files[written.strip] = png(make_grid(torch.cat(trajectories), columns=len(trajectories[0])))
-    write_files(files, output.force)
+    write_files(files, output.force or bool(existing))
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import shutil
@@ -98,6 +99,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 FUNCTIONS = ("sampler", "schedule", "guidance")  # keywords of `generate` that a function may be given for
+SMALL = 1 << 16  # values of the latents of a batch up to which its memory is not estimated
 FPS = "fps"  # key of the condition on the frame rate, for networks that take it
 
 
@@ -364,6 +366,7 @@ class Model(nn.Module):
             RecipeError: A setting is invalid, or a keyword is unknown; the message names the nearest.
             ShapeError: The latents have another shape than the network's input.
             NonFinite: The sampled values are not finite.
+            OutOfResources: The memory is too small for a batch; the message says what fits.
         """
         settings = self.sampling.changed(_sampling_changes(options, steps=steps, guidance_scale=guidance_scale))
         cond = _with_conditions(cond or {}, prompt=prompt, label=label)
@@ -408,6 +411,12 @@ class Model(nn.Module):
             tile_size=options.get("tile_size"),
             cond_grad=options.get("cond_grad"),
         )
+        if len(run) * math.prod(run.shape) > SMALL:
+            from unveil.model.memory_estimate import require_memory  # imports torch's counter of FLOPs
+
+            guided = settings.guidance.scale not in (0, 1)
+            pixels_of_one = with_last_dims(self.shape, options.get("size") or ())
+            require_memory(self, run, pixels_of_one, options.get("tile_size"), guided=guided)
         if any(callable(options.get(name)) for name in FUNCTIONS) or options.get("latents") is not None:
             from unveil.model.custom_sampling import customized
 

@@ -238,9 +238,13 @@ class Memo(Generic[T]):
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    kind = tensor.device.type
-    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return (0 if tensor.is_inference() else tensor._version, lowered)
+    return (0 if tensor.is_inference() else tensor._version, autocast_dtype(tensor.device))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type in which autocast computes products on a device; None: it is off."""
+    kind = device.type  # torch knows no autocast on meta
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
 
 # Layers whose products autocast computes in the lower precision

@@ -29,6 +29,7 @@ from unveil.nn.layers import (
     ContextSize,
     Memo,
     SelfAttention,
+    autocast_dtype,
     check_multiple,
     concat_condition,
     condition_tokens,
@@ -237,9 +238,9 @@ class Upsample(nn.Module):
 
     def kernel(self) -> Tensor:
         """Kernel of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
-        weight, kind = self.conv.weight, self.conv.weight.device.type
-        if torch.is_autocast_enabled(kind):  # first, so that weights lowered for good give the same
-            weight = weight.to(torch.get_autocast_dtype(kind))
+        weight, lowered = self.conv.weight, autocast_dtype(self.conv.weight.device)
+        if lowered is not None:  # first, so that weights lowered for good give the same
+            weight = weight.to(lowered)
         kernel = _summed(_summed(weight, 2), 3).transpose(0, 1)
         return kernel.contiguous(memory_format=torch.channels_last)
 

@@ -65,7 +65,7 @@ class Demo(Task):
         )
         for number, (title, task, output, task_console) in enumerate(parts, 1):
             console.say(f"{number} of {len(parts)}: {title}")
-            result = task.run(TaskContext(output, task_console, context.device))
+            result = task.run(TaskContext(output, task_console, context.device, confirmed=True))
             if not console.as_json:
                 task_console.result(result.facts, result.text)
         facts = {

@@ -19,7 +19,7 @@ from unveil.types import is_valid_utf8
 PLAYGROUND = "playground-video"  # the bundled text-to-video model, which generates images too
 MAX_SEED = 2**63 - 1
 MAX_TEXT = 10_000  # characters of a prompt
-MAX_SIDE = 16_384  # pixels
+MAX_SIDE = 1 << 17  # pixels; memory limits the size before
 MAX_FRAMES = 4096
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Medium = Literal["image", "mask", "video", "media", "noise"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from unveil.tasks.regenerate import Regenerate
     from unveil.tasks.video_task import VideoTask
 
+SMALL = 1e12  # results x pixels x steps x parameters of a run up to which memory and time are not estimated
 ReadsPrompts = TypeVar("ReadsPrompts", bound=PromptFields)
 
 
@@ -168,6 +171,31 @@ def with_read_prompts(task: ReadsPrompts, model: Model, console: Console) -> Rea
     return task.model_copy(update={"prompt": tuple(expander.read(text).text for text in task.prompt)})
 
 
+def with_expanded_prompts(
+    task: ImageTask, model: Model, request: Request, console: Console, *, shown: bool
+) -> tuple[Request, str]:
+    """Return the request with its prompts as the model reads them, and a note about what of them is not drawn.
+
+    Args:
+        task: Task.
+        model: Model.
+        request: Request with the prompts as they are typed.
+        console: Shows the expansion.
+        shown: True if the model is also conditioned on images, so that prompts are not expanded by default.
+
+    Raises:
+        RecipeError: Under `strict`, something of a prompt will not be drawn.
+    """
+    expand = getattr(task, "expand_prompt", None)
+    if expand is None and PROMPT not in request.cond:
+        return request, ""
+    from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, omission_note
+
+    options = ExpansionOptions.from_option(expand)
+    expanded = PromptExpander(options, model, console, shown=shown, strict=task.strict)(request)
+    return expanded, omission_note(expanded)
+
+
 def number_of_results(task: ImageTask, model: Model) -> int:
     """Number of images of one input: as the task states, or one per seed or value of a condition."""
     if task.count is not None:
@@ -187,6 +215,37 @@ def image_output(task: Task, context: TaskContext) -> ImageOutput:
         output.preview_every,
         context.on_preview,
     )
+
+
+def check_resources(
+    task: Task, model: Model, context: TaskContext, request: Request, inputs: Sequence[Sequence[int]] = ()
+) -> None:
+    """Refuse a run that is impossible on this machine, and ask about a long one; a bound suffices for small runs.
+
+    Args:
+        task: Task.
+        model: Model that generates.
+        context: Context of the task.
+        request: Request for all images.
+        inputs: Shape of each input image.
+
+    Raises:
+        OutOfResources: Memory or disk are too small, or the run is long and was not confirmed.
+        Cancelled: The answer was no.
+    """
+    factor = int(getattr(task, "factor", 1))
+    height, width = request.size or max((shape[-2:] for shape in inputs), key=math.prod, default=model.shape[-2:])
+    size = (height, width) if request.size else (height * factor, width * factor)
+    steps = model.sampling.changed(request.sampling).steps
+    parameters = sum(weight.numel() for weight in model.denoiser.network.parameters())
+    if request.count * math.prod(size) * steps * parameters <= SMALL:
+        return
+    from unveil.tasks.run_check import PlannedRun, check_run
+
+    files = {"image": (1, height, width)} if inputs else {}
+    tiled = hires.share_of_calls(model, size, bool(request.size) and hires.needs_passes(model, size), factor)
+    out, batch = context.output.path, request.batch
+    check_run(task, model, context, PlannedRun(request.count, size, 1, files, request.cond, out, batch, tiled))
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs
@@ -282,15 +341,8 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     is_edit = bool(rows) and not noises
     count = each * len(rows) if is_edit else each
     request = request_of(task, model, context, count)
-    expand = getattr(task, "expand_prompt", None)
-    not_drawn = ""
-    if expand is not None or PROMPT in request.cond:
-        from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, omission_note
-
-        options = ExpansionOptions.from_option(expand)
-        shown = bool(rows) or bool(task.controlnet)
-        request = PromptExpander(options, model, console, shown=shown, strict=task.strict)(request)
-        not_drawn = omission_note(request)
+    check_resources(task, model, context, request, [row.shape for row in rows])
+    request, not_drawn = with_expanded_prompts(task, model, request, console, shown=bool(rows or task.controlnet))
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
     names = (
         _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], sample_ids(request))
@@ -298,25 +350,27 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
         else filenames(sample_ids(request))
     )
     names = [f"{context.output.mark}{name}" for name in names]
-    output.check(names, len(groups) == 1, context.output.mark)
     specs = [spec_of(task, model, group, each if is_edit else 1) for group in groups]
+    rows_of = [(group[0].number * each, (group[-1].number + 1) * each) if is_edit else (0, count) for group in groups]
+    requests = [request.part(*numbers) if is_edit else request for numbers in rows_of]
+    existing = images_there(model, source, requests, specs, output, names)
+    output.check(names, len(groups) == 1, context.output.mark, existing)
     for spec in specs:
         for note in spec.notes:
             console.warn(note)
         if spec.size is not None:  # before the first image is generated
             check_size(model, spec.size)
     if not rows and specs[0].is_plain:
-        specs[0], request = hires_passes(model, source, request, output, console, specs[0])
+        specs[0], requests[0] = hires_passes(model, source, request, output, console, specs[0])
 
     def drawn() -> Iterator[GeneratedSample]:
-        for group, spec in zip(groups, specs, strict=True):
-            part = request.part(group[0].number * each, (group[-1].number + 1) * each) if is_edit else request
-            yield from generate_images(model, source, part, output, console, spec)
+        for numbers, part, spec in zip(rows_of, requests, specs, strict=True):
+            yield from draw(model, source, part, output, console, spec, names[slice(*numbers)], existing)
 
     columns = len(task.label) if 1 < len(task.label) < request.count else None  # a column for each label
     if is_edit:
         columns = each if each > 1 and len(rows) > 1 else None
-    written = write_images(drawn(), output, names, columns, context.output.mark)
+    written = write_images(drawn(), output, names, columns, context.output.mark, existing)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
     facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
     if request.original_cond:
@@ -324,6 +378,45 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
 
         facts |= expansions_of(request)
     return TaskResult(facts, written.text() + not_drawn)
+
+
+def images_there(
+    model: Model,
+    source: ModelSource,
+    requests: Sequence[Request],
+    specs: Sequence[TaskSpec],
+    output: ImageOutput,
+    names: Sequence[str],
+) -> AbstractSet[str]:
+    """Return the names of the images of a run that are in its folder already, see `generation.resume`.
+
+    Raises:
+        AlreadyExists: An image of this name was generated with other settings.
+    """
+    whole = output.one_file or output.force or output.strip or not output.metadata
+    if whole or hires.needs_passes(model, requests[0].size) or not any((output.out / name).exists() for name in names):
+        return frozenset()
+    from unveil.generation.resume import existing_images
+
+    return existing_images(model, source, list(zip(requests, specs, strict=True)), output, names)
+
+
+def draw(
+    model: Model,
+    source: ModelSource,
+    request: Request,
+    output: ImageOutput,
+    console: Console,
+    spec: TaskSpec,
+    names: Sequence[str],
+    existing: AbstractSet[str],
+) -> Iterator[GeneratedSample]:
+    """Yield the samples of a request; existing ones are read from their files."""
+    if not any(name in existing for name in names):
+        return generate_images(model, source, request, output, console, spec)
+    from unveil.generation.resume import generate_missing
+
+    return generate_missing(model, source, request, output, console, spec, names, existing)
 
 
 def suggest_video(task: ImageTask, model: Model, console: Console) -> None:

@@ -34,6 +34,7 @@ from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import (
     InputRow,
+    check_resources,
     classifier_guidance,
     conditions,
     image_output,
@@ -97,6 +98,7 @@ def run_variations(task: Variations, context: TaskContext, regeneration: Regener
         recorded_sampling(facts), str(facts["dtype"]), guided, negative=negative,
         size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
+    check_resources(task, model, context, request, [size or model.shape])
     names = filenames(sample_ids(request))
     output.check(names)
     task = task.model_copy(update={"source_sample": (source_seed, index), "seed": seeds})
@@ -128,6 +130,7 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     first = {key: values[:1] for key, values in conditions(task, model).items()}
     request = request_of(task.model_copy(update={"seed": (0,)}), model, context, task.frames)
     request = replace(request, cond=first, first=0)
+    check_resources(task, model, context, request)
     with context.console.progress("step", 0) as progress:
         images = list(generate(model, request, source, spec, on_step=progress.reach))
     shown = upscale_for_display(torch.stack([image.pixels for image in images])).transpose(0, 1)

@@ -295,7 +295,7 @@ class TaskContext:
         opener: Opens models; None: `model_loading.open_for_generation`.
         places: Files and folders where the inputs of a regenerated file may lie.
         on_preview: Called with a PNG of the prediction on the way, and the completed and total steps.
-        argv: Command line, for tasks that record it.
+        confirmed: Long runs begin without a question.
     """
 
     output: TaskOutput
@@ -305,6 +305,7 @@ class TaskContext:
     opener: ModelOpener | None = None
     places: Sequence[Path] = ()
     on_preview: Callable[[bytes, int, int | None], object] | None = None
+    confirmed: bool = False
 
     def path(self, value: str, mark: FileInput | CatalogName) -> Path:
         """The path that a field's value names."""

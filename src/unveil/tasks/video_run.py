@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from unveil.model.model import FPS
 from unveil.model.shapes import check_size
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import adapters_of, model_options, open_recorded
+from unveil.tasks.run_check import PlannedRun, check_run
 from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import format_size
 
@@ -63,6 +65,7 @@ class VideoStage:
         files: Path of each input file, by the place of its value in the task, such as keyframes.0.image.
         recorded: Metadata of the file that is generated again.
         sources: Name and hash of each input file that was read.
+        sizes: Frames, height and width of each.
     """
 
     task: VideoTask
@@ -72,6 +75,7 @@ class VideoStage:
     files: Mapping[str, Path]
     recorded: Mapping[str, Any] | None = None
     sources: dict[str, SourceFile] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def read(self, name: str, *, at_task_size: bool = True) -> video_inputs.InputVideo:
         """An input video or image, in the size and at the frame rate of the task."""
@@ -107,6 +111,7 @@ class VideoStage:
     def _loaded(self, name: str, size: tuple[int, int] | None, rate: float | None) -> video_inputs.InputVideo:
         content = video_inputs.load_video(self.files[name], self.model, size, rate)
         self.sources[name] = content.input
+        self.sizes[name] = (content.pixels.shape[2], content.pixels.shape[3], content.pixels.shape[4])
         return content
 
     @property
@@ -368,6 +373,7 @@ def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskRes
     console, count = stage.context.console, len(paths)
     rate = stage.rate_of(shot.rate)
     shot = shot._replace(request=replace(shot.request, cond={**shot.request.cond, **stage.rate_condition(rate)}))
+    _check_resources(stage, shot, paths)
     written, shape = list[str](), [0, 0, 0]
     with console.progress("step", 0) as progress:
         for number, path in enumerate(paths):
@@ -388,6 +394,23 @@ def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskRes
     result |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expansions_of(shot.request)}
     text = f"{shape[0]} frames of {format_size(shape)} at {rate:g} fps: " + ", ".join(written)
     return TaskResult(result, text + omission_note(shot.request))
+
+
+def _check_resources(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> None:
+    """Refuse a run that is impossible on this machine, and ask about a long one."""
+    model, spec = shot.model or stage.model, shot.spec
+    largest = max(stage.sizes.values(), key=math.prod, default=model.shape[-3:])
+    if isinstance(spec, TaskSpec):
+        frames, size, window, in_passes = largest[0], spec.size or largest[-2:], None, False
+    else:
+        frames, size, window = spec.frames, spec.size or (model.shape[-2], model.shape[-1]), spec.window
+        in_passes = spec.window_transform is None
+    at_once = min(frames, window or model.shape[1])
+    passes = in_passes and hires.needs_hires(model, (size[-2], size[-1]))
+    tiled = hires.share_of_calls(model, size, passes, int(getattr(shot.task, "factor", 1)))
+    whole, cond = (frames, *size[-2:]), shot.request.cond
+    planned = PlannedRun(len(paths), whole, at_once, stage.sizes, cond, paths[0], tiled=tiled)
+    check_run(shot.task, model, stage.context, planned)
 
 
 def _chunks(stage: VideoStage, shot: VideoShot, request: Request, on_step: OnStep) -> Iterable[VideoChunk]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from unveil.io.console import size
+from unveil.io.system_resources import free_disk
 from unveil.train.lightning_module import TrainingModule
 from unveil.train.metrics_logger import log
 
@@ -44,11 +44,8 @@ def space_needed(bytes_each: int, *, existing: int, future: int, keep: int) -> i
 
 def warn_if_low(folder: Path, needed: int) -> bool:
     """Warn if the disk of a folder has less free space than `MARGIN` times what is needed; return True then."""
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:  # a file system that does not tell
-        return False
-    if free >= MARGIN * needed:
+    free = free_disk(folder)
+    if free is None or free >= MARGIN * needed:
         return False
     log.warning(
         "%s: %s are free on its disk, the checkpoints need about %s; free some space, or choose a run folder on "

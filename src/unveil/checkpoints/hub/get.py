@@ -26,6 +26,7 @@ from unveil.checkpoints.hub.selection import Selection, select
 from unveil.errors import Error, OutOfResources, RecipeError, WeightsError
 from unveil.io.console import Console, duration, size
 from unveil.io.files import refuse_overwrite, staged
+from unveil.io.system_resources import existing_folder, total_memory
 from unveil.model import model_folder
 from unveil.model.config import read_yaml
 
@@ -191,7 +192,7 @@ def plan(name: str, patterns: Sequence[str] = ()) -> DownloadPlan:
     selection = select(repository, patterns, lambda file: _settings(repository, file))
     missing = sum(file.size for file in selection.files if not _is_cached(repository, file))
     free = _require_space(repository, selection, missing)
-    memory, speed = _memory(), record.speed if record is not None else _last_speed()
+    memory, speed = total_memory(), record.speed if record is not None else _last_speed()
     return DownloadPlan(
         name.partition("@")[0], repository, selection, tuple(patterns), wanted.published, missing, free, memory, speed,
         pipeline,
@@ -239,10 +240,10 @@ def _require_space(repository: Repository, selection: Selection, missing: int) -
         OutOfResources: It cannot hold the files, or the disk of the models folder cannot hold the copies.
     """
     cache, models = Path(client.library().constants.HF_HUB_CACHE), model_folder.models_dir().absolute()
-    free = shutil.disk_usage(_existing(cache)).free
+    free = shutil.disk_usage(existing_folder(cache)).free
     needs = [(cache, missing, free, "HF_HOME")]
     if not _share_disk(cache, models):
-        needs.append((models, selection.bytes, shutil.disk_usage(_existing(models)).free, "UNVEIL_MODELS"))
+        needs.append((models, selection.bytes, shutil.disk_usage(existing_folder(models)).free, "UNVEIL_MODELS"))
     for folder, needed, have, variable in needs:
         if needed and needed + MARGIN > have:
             raise OutOfResources(
@@ -253,19 +254,7 @@ def _require_space(repository: Repository, selection: Selection, missing: int) -
 
 
 def _share_disk(first: Path, second: Path) -> bool:
-    return _existing(first).stat().st_dev == _existing(second).stat().st_dev
-
-
-def _existing(folder: Path) -> Path:
-    """Return a folder, or its nearest parent that exists."""
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return 0
+    return existing_folder(first).stat().st_dev == existing_folder(second).stat().st_dev
 
 
 def _last_speed() -> float:

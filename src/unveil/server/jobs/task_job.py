@@ -184,6 +184,7 @@ class TaskJob:
                 ServerNames(self._catalog, self._uploads, scratch),
                 self._models.open,
                 on_preview=preview,
+                confirmed=True,  # the server limits the cost of a job
             )
             result = task.run(context)
         progress.check()

@@ -65,7 +65,7 @@ def run_order(order: Mapping[str, Any], reports: TaskReports) -> None:
     """
     task, console = registry.parse(order["task"]), Console()
     sys.argv[1:] = [str(order["task"][NAME]), json.dumps(order["task"], ensure_ascii=False)]  # recorded in reports
-    context = TaskContext(TaskOutput(Path(order["out"])), console, str(order["device"]))
+    context = TaskContext(TaskOutput(Path(order["out"])), console, str(order["device"]), confirmed=True)
     with progress_listener(reports.progress):
         result = task.run(context)
     if task.makes == "text":
