@@ -394,7 +394,7 @@ def images_there(
         AlreadyExists: An image of this name was generated with other settings.
     """
     whole = output.one_file or output.force or output.strip or not output.metadata
-    if whole or hires.needs_passes(model, requests[0].size) or not any((output.out / name).exists() for name in names):
+    if whole or not any((output.out / name).exists() for name in names) or hires.needs_passes(model, requests[0].size):
         return frozenset()
     from unveil.generation.resume import existing_images
 
