@@ -208,11 +208,11 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
     save_file(renamed, tmp_path / "other.safetensors")  # as another program does
     words = ["no known layout", "the closest is Stable Diffusion 1 in one file", "of which is missing: the U-Net"]
     for command in (["sample", "other.safetensors", "a cat"], ["convert", "other.safetensors", "out"]):
-        refused(cli(*command), 1, "other.safetensors: ", *words, "first_stage_model.*")
+        refused(cli(*command), 2, "other.safetensors: ", *words, "first_stage_model.*")
     assert sorted(tree(tmp_path)) == ["other.safetensors"]
     assert "the closest is Stable Diffusion 1 in one file" in cli("inspect", "other.safetensors").out
     write_tensors(tmp_path / "nothing.safetensors", {"w": torch.ones(1)})
-    refused(cli("convert", "nothing.safetensors", "out"), 1, "none that its keys resemble")
+    refused(cli("convert", "nothing.safetensors", "out"), 2, "none that its keys resemble")
     without = {key: tensor for key, tensor in whole.items() if not key.startswith("first_stage_model.")}
     write_tensors(tmp_path / "without.safetensors", without)
     refused(cli("convert", "without.safetensors", "out", *SET), 1, "no autoencoder (first_stage_model.*)")
@@ -222,7 +222,7 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
 
 def test_a_lora_instead_of_a_model_is_recognised(cli: Cli, tmp_path: Path):
     write_tensors(tmp_path / "lora.safetensors", tiny_sd.lora())
-    refused(cli("sample", "lora.safetensors", "a cat"), 1, "a LoRA: give it beside the model", "--lora")
+    refused(cli("sample", "lora.safetensors", "a cat"), 2, "a LoRA: give it beside the model", "--lora")
 
 
 # -- what is wrong ------------------------------------------------------------------------------------------------
@@ -247,20 +247,26 @@ def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder:
         write_tensors(tmp_path / f"{name}.safetensors", {key: t for key, t in whole.items() if mark not in key})
     before = tree(tmp_path)
     sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
-    for arguments, *words in (
-        (["sample", "silent.safetensors", "a cat", *OVERRIDES], "silent.safetensors: no text encoder (cond_stage"),
+    for code, arguments, *words in (
+        (1, ["sample", "silent.safetensors", "a cat", *OVERRIDES], "silent.safetensors: no text encoder (cond_stage"),
         (
+            1,
             ["sample", "deaf.safetensors", "a cat", *OVERRIDES],
             "deaf.safetensors: ",
             "its attention to a text is missing",
         ),
-        ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
-        ([*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
-        (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--controlnet FILE=IMAGE"),
-        (["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--controlnet FILE=IMAGE"),
-        (["sample", folder / "unet", "a cat"], "a folder of diffusers' UNet2DConditionModel", "give the whole folder"),
+        (1, [*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
+        (1, [*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
+        (2, ["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--controlnet FILE=IMAGE"),
+        (2, ["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--controlnet FILE=IMAGE"),
+        (
+            2,
+            ["sample", folder / "unet", "a cat"],
+            "a folder of diffusers' UNet2DConditionModel",
+            "give the whole folder",
+        ),
     ):
-        refused(cli(*arguments), 1, *words)
+        refused(cli(*arguments), code, *words)
     assert tree(tmp_path) == before
 
 
