@@ -53,7 +53,8 @@ PROCESSES: dict[str, Process] = {
     "shifted-vp": TimeShift(CosineVP(), 2.0),
     "root-shifted-flow": SqrtSizeShift(FLOW, 4.0, 16 * 32 * 32).resized((8, 16, 16)),
 }
-GRIDS = {**grids.SCHEDULES, **grids.SCHEDULED}
+LATER = {"uniform-to-0.02", "size-and-steps"}  # schedules that the record does not have
+GRIDS = {name: grid for name, grid in {**grids.SCHEDULES, **grids.SCHEDULED}.items() if name not in LATER}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
 VIDEO_SAMPLING = {"sampler": "euler-time", "options": {"end": "velocity"}}  # default of the video models then
