@@ -107,7 +107,7 @@ def test_requests_that_a_model_cannot_serve_are_refused(
 def test_a_missing_model_is_reported(cli: Cli, tmp_path: Path):
     refused(cli("sample", "nowhere", "--label", 3), 1, "nowhere: no such folder or bundled model")
     (tmp_path / "empty").mkdir()
-    refused(cli("sample", "empty", "--label", 3), 1, "empty: neither a saved model nor a run")
+    refused(cli("sample", "empty", "--label", 3), 2, "empty: neither a saved model nor a run")
 
 
 def test_a_model_that_needs_an_image_is_refused(cli: Cli, tmp_path: Path):

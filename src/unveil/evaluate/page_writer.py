@@ -7,11 +7,14 @@ Markdown page links to files beside it.
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
+
+from PIL import Image
 
 from unveil.evaluate.findings import Figure, Finding
 
@@ -143,11 +146,11 @@ def _html_row(row: Sequence[str | Figure]) -> str:
 def _html_image(figure: Figure) -> str:
     """Return an image tag that contains the image; a small image is enlarged."""
     image = figure.image
-    is_webp = image[:4] == b"RIFF" and image[12:16] == b"VP8X"
-    width = int.from_bytes(image[24:27], "little") + 1 if is_webp else int.from_bytes(image[16:20], "big")
+    with Image.open(io.BytesIO(image)) as opened:  # reads the header only
+        width, kind = opened.width, str(opened.format).lower()
     factor = min(_LARGER, _WIDE // max(1, width))
     large = f' width="{factor * width}" style="image-rendering: pixelated"' if factor > 1 else ""
-    data, kind = base64.b64encode(image).decode(), "webp" if is_webp else "png"
+    data = base64.b64encode(image).decode()
     return f'<img alt="{escape(figure.alt or figure.caption)}"{large} src="data:image/{kind};base64,{data}">'
 
 
