@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from unveil.evaluate.page_writer import (
     to_html,
     to_markdown,
 )
-from unveil.evaluate.plots import make_grid
+from unveil.evaluate.plots import animated_sheet, make_grid
 
 ERROR = Finding("error", 3.0, 2.5, 3.5, unit="px", bar=4.0, rule="at most", ceiling=1.0, remark="lower is better")
 SHARE = Finding("share", 0.5, 0.25, 0.75, unit="%", bar=0.9, ceiling=0.6)
@@ -67,6 +69,15 @@ def test_html_contains_everything_and_escapes_it(page):
     assert '<h2 id="images">' in html
     assert "free" not in html
     assert "<li>first</li>" in html
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_an_animation_is_shown_at_its_width_even_if_all_frames_are_equal(still: bool):
+    videos = torch.zeros(1, 3, 4, 8, 8, dtype=torch.uint8)
+    videos[:, :, 1:] += 0 if still else 200
+    html = to_html(Page("A", [Figure("one", animated_sheet(videos, 8.0))]))
+    assert html.count("data:image/webp;base64,") == 1
+    assert re.search(r'width="(\d+)"', html)[1] == "96"
 
 
 def test_markdown_links_to_files(page):
