@@ -12,7 +12,6 @@ from unveil import data
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe, recipe_names
-from unveil.tasks import cache_latents_run as work
 from unveil.tasks import train_run as train
 
 PUBLISHED = [name for name in recipe_names() if name.startswith(("dit-", "sit-")) and "imagenet" in name]
@@ -92,7 +91,6 @@ def test_latents_of_a_recipe_are_cached_once(cli: Cli, tmp_path: Path, monkeypat
     assert refused.code == 2
     assert "Identity, encodes nothing; set train.cache_latents: false" in refused.err
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(work, "init_model", encoding)
     monkeypatch.setattr(train, "init_model", encoding)
     changes = ["data.count=24", "data.num_val=8", "data.size=16", "shape=[3, 16, 16]", "train.random_flip=true"]
     first = cli("data", "cache-latents", "ddpm-scenes", *changes, "--json")

@@ -46,7 +46,11 @@ def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: 
     first, second = (
         np.asarray(Image.open(results.file(one.id, file))) for one, file in ((job, name), (other, other.outputs[0]))
     )
-    assert np.array_equal(first, second)
+    if job.outputs[1:]:  # it is generated alone now, and sums of another batch are rounded in another way
+        assert np.abs(first.astype(int) - second).max() <= 1
+        assert (first != second).mean() < 1e-3
+    else:
+        assert np.array_equal(first, second)
 
 
 def test_files_that_cannot_be_regenerated_are_reported(queue, results, worker, catalog: Catalog):
