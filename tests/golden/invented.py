@@ -58,7 +58,8 @@ def changed(meta: Mapping[str, Any], place: tuple[str | int, ...], value: Any) -
 
 def check(folder: Path, record: Record, changes: Changes) -> None:
     """The case passes; each change of a setting alone fails, and so does a setting that does not exist."""
-    assert failures(folder, record) == []
+    bad = failures(folder, record)
+    assert bad == [], bad
     for place, value in changes.items():
         assert failures(folder, record._replace(meta=changed(record.meta, place, value))), f"{place} is not used"
     strange = failures(folder, record._replace(meta={**record.meta, "settings_of_another": {"strange": 1}}))

@@ -112,9 +112,9 @@ def _res_block(self: ResBlock, x: Tensor, time: Tensor) -> Tensor:
     return self.skip(self.resample(x)) + self.conv_2(F.silu(h))
 
 
-def _up(self: Upsample, x: Tensor, time: Tensor) -> Tensor:
+def _up(self: Upsample, x: Tensor, time: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     del time
-    return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return self.conv(F.interpolate(x, size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest"))
 
 
 def _self_attention(self: SelfAttention, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ FromMetadata = Annotated[
         metavar="FILE",
     ),
 ]
-_OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device", "yes")
+_OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device")
 
 
 def command_of(task_class: type[Task], command_name: str = "") -> Callable[..., None]:
