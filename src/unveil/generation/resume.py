@@ -48,24 +48,25 @@ def existing_images(
         AlreadyExists: An image of this name was generated with other settings.
     """
     existing: set[str] = set()
-    numbers = ((request, edit, row) for request, edit in parts for row in range(request.count))
-    for name, (request, edit, row) in zip(names, numbers, strict=True):
-        path = output.out / name
-        if not path.exists():
-            continue
-        try:
-            there = read_generation_metadata(path)
-        except DataError:  # another program's file, which is not overwritten
-            continue
+    left = iter(names)
+    for request, edit in parts:
         settings = model.sampling.changed(request.sampling).flat()
-        wanted = {"model": source._asdict(), **settings, **request_metadata(model, request)}
-        wanted |= {**sample_metadata(request.part(row, row + 1), 0), **edit.sample_metadata(row)}
-        if different := _differences(there, json.loads(json.dumps(wanted))):
-            raise AlreadyExists(
-                f"{path}: exists already, and was generated with other settings ({', '.join(different)}); choose "
-                "another folder, or pass --force to overwrite"
-            )
-        existing.add(name)
+        shared = {"model": source._asdict(), **settings, **request_metadata(model, request)}
+        for row, name in zip(range(request.count), left, strict=False):  # the next part has the names that are left
+            path = output.out / name
+            if not path.exists():
+                continue
+            try:
+                there = read_generation_metadata(path)
+            except DataError:  # another program's file, which is not overwritten
+                continue
+            wanted = {**shared, **sample_metadata(request, row), **edit.sample_metadata(row)}
+            if different := _differences(there, json.loads(json.dumps(wanted))):
+                raise AlreadyExists(
+                    f"{path}: exists already, and was generated with other settings ({', '.join(different)}); choose "
+                    "another folder, or pass --force to overwrite"
+                )
+            existing.add(name)
     return frozenset(existing)
 
 

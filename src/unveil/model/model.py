@@ -414,7 +414,7 @@ class Model(nn.Module):
         if len(run) * math.prod(run.shape) > SMALL:
             from unveil.model.memory_estimate import require_memory  # imports torch's counter of FLOPs
 
-            guided = settings.guidance.scale not in (0, 1)
+            guided = settings.guidance.scale not in (0, 1) or options.get("guidance") is not None
             pixels_of_one = with_last_dims(self.shape, options.get("size") or ())
             require_memory(self, run, pixels_of_one, options.get("tile_size"), guided=guided)
         if any(callable(options.get(name)) for name in FUNCTIONS) or options.get("latents") is not None:

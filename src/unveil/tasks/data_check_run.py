@@ -26,6 +26,11 @@ def check_data(task: DataCheck, context: TaskContext) -> TaskResult:
         DataError: No such data.
     """
     path, console = context.path(task.folder, CatalogName("folder")), context.console
+    columns: dict[str, Any] = {
+        "metadata_file": task.metadata_file,
+        "file_column": task.file_column or MetadataColumns().file,
+        "caption_column": task.caption_column or MetadataColumns().text,
+    }
     report: Any
     if path.is_file() or path.suffix == ".safetensors":
         with console.progress("latent", 0) as progress:
@@ -39,23 +44,14 @@ def check_data(task: DataCheck, context: TaskContext) -> TaskResult:
             resample=task.resample,
             stride=task.stride,
             fit=task.resize_mode,
-            metadata_file=task.metadata_file,
-            file_column=task.file_column or MetadataColumns().file,
-            caption_column=task.caption_column or MetadataColumns().text,
+            **columns,
         )
         with console.progress("decoding video", 0) as progress:
             report = data.check_videos(videos, progress.reach)
     elif task.resize_mode == "aspect":
         raise RecipeError("--resize-mode aspect: is for videos; images are cropped, padded or stretched")
     else:
-        images = FolderConfig(
-            str(path),
-            task.size or IMAGE_SIDE,
-            fit=task.resize_mode,
-            metadata_file=task.metadata_file,
-            file_column=task.file_column or MetadataColumns().file,
-            caption_column=task.caption_column or MetadataColumns().text,
-        )
+        images = FolderConfig(str(path), task.size or IMAGE_SIDE, fit=task.resize_mode, **columns)
         with console.progress("decoding image", 0) as progress:
             report = data.check_images(images, progress.reach)
     return TaskResult(report.to_dict(), report.to_text())

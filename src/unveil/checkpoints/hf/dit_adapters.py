@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from unveil.checkpoints.hf.image_adapters import check_size, prompt_tokens
+from unveil.checkpoints.hf.image_adapters import check_size, from_tokens, grid_places, prompt_tokens, to_tokens
 from unveil.errors import RecipeError
 from unveil.types import Condition
 
@@ -98,20 +97,17 @@ class Chroma(nn.Module):
         seen = mask.clone()
         seen[:, 1:] |= mask[:, :-1]
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        places = torch.zeros(rows, columns, 3, device=x.device)
-        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=x.device)
-        packed = functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
+        places, packed = grid_places(rows, columns, 3, x.device), to_tokens(x, self.patch)
         y = self.net(
             hidden_states=packed,
             timestep=t / 1000,  # which it multiplies again
             encoder_hidden_states=tokens,
             txt_ids=places.new_zeros(tokens.shape[1], 3),
-            img_ids=places.flatten(0, 1),
+            img_ids=places,
             attention_mask=torch.cat([seen, seen.new_ones(packed.shape[:2])], dim=1).to(x.dtype),
             return_dict=False,
         )[0]
-        return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+        return from_tokens(y, (rows, columns), self.patch)
 
 
 class ZImage(nn.Module):
@@ -191,14 +187,14 @@ class QwenImage(nn.Module):
         check_size(x, self.patch)
         size = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
         y = self.net(
-            hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
+            hidden_states=to_tokens(x, self.patch),
             timestep=t / 1000,
             encoder_hidden_states=tokens,
             encoder_hidden_states_mask=mask.long(),
             img_shapes=[[(1, *size)]] * len(x),
             return_dict=False,
         )[0]
-        return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, size), self.patch)
+        return from_tokens(y, size, self.patch)
 
 
 class Flux2(nn.Module):
@@ -227,16 +223,14 @@ class Flux2(nn.Module):
         rows, columns = x.shape[-2:]
         words = torch.zeros(tokens.shape[1], 4, device=x.device)
         words[:, 3] = torch.arange(len(words), device=x.device)
-        places = torch.zeros(rows, columns, 4, device=x.device)
-        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=x.device)
+        places = grid_places(rows, columns, 4, x.device)
         y = self.net(
             hidden_states=x.flatten(2).transpose(1, 2),
             timestep=t / 1000,  # which it multiplies again
             guidance=None,
             encoder_hidden_states=tokens,
             txt_ids=words,
-            img_ids=places.flatten(0, 1),
+            img_ids=places,
             return_dict=False,
         )[0]
         return y.transpose(1, 2).unflatten(2, (rows, columns))

@@ -108,20 +108,36 @@ class Flux(nn.Module):
         vector, tokens = pooled_and_tokens(condition, self.vector_dim, masked=False)
         check_size(x, self.patch)
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        places = torch.zeros(rows, columns, 3, device=x.device)
-        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=x.device)
+        places = grid_places(rows, columns, 3, x.device)
         y = self.net(
-            hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
+            hidden_states=to_tokens(x, self.patch),
             timestep=t / 1000,  # which it multiplies again
             guidance=vector[:, -1] if self.extra_dims else None,
             pooled_projections=vector[:, : self.pooled],
             encoder_hidden_states=tokens,
             txt_ids=places.new_zeros(tokens.shape[1], 3),
-            img_ids=places.flatten(0, 1),
+            img_ids=places,
             return_dict=False,
         )[0]
-        return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+        return from_tokens(y, (rows, columns), self.patch)
+
+
+def to_tokens(x: Tensor, patch: int) -> Tensor:
+    """Squares of `patch` x `patch` latents (B, C, H, W) as tokens (B, N, C * patch**2), row by row."""
+    return functional.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
+
+
+def from_tokens(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """Latents of tokens, the inverse of `to_tokens`; `size` is the number of rows and columns of tokens."""
+    return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, size), patch)
+
+
+def grid_places(rows: int, columns: int, numbers: int, device: torch.device) -> Tensor:
+    """Places (rows * columns, numbers) of the tokens of an image: row and column as the second and third number."""
+    places = torch.zeros(rows, columns, numbers, device=device)
+    places[..., 1] += torch.arange(rows, device=device)[:, None]
+    places[..., 2] += torch.arange(columns, device=device)
+    return places.flatten(0, 1)
 
 
 # Classes that make clips, whose adapters are in `video_adapters`; the first one may be shown an image besides

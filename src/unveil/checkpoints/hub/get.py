@@ -26,7 +26,7 @@ from unveil.checkpoints.hub.selection import Selection, select
 from unveil.errors import Error, OutOfResources, RecipeError, WeightsError
 from unveil.io.console import Console, duration, size
 from unveil.io.files import refuse_overwrite, staged
-from unveil.io.system_resources import existing_folder, total_memory
+from unveil.io.system_resources import existing_folder, free_disk, total_memory
 from unveil.model import model_folder
 from unveil.model.config import read_yaml
 
@@ -48,7 +48,7 @@ class DownloadPlan:
         patterns: Patterns that chose them.
         published: Entry of the table of published models.
         missing: Bytes that are not in the cache.
-        free: Free bytes of the disk with the cache.
+        free: Free bytes of the disk with the cache; None: unknown.
         memory: Memory of this machine in bytes; 0: unknown.
         speed: Bytes per second of the last download; 0: unknown.
         pipeline: Class of diffusers that the repository was written by; empty: another kind of repository.
@@ -60,7 +60,7 @@ class DownloadPlan:
     patterns: tuple[str, ...]
     published: table.PublishedModel | None
     missing: int
-    free: int
+    free: int | None
     memory: int
     speed: float
     pipeline: str
@@ -102,6 +102,7 @@ class DownloadPlan:
         """Return a text for a person."""
         files, have = len(self.selection.files), self.selection.bytes - self.missing
         cached = f", of which {size(have)} are in the cache" if have else ""
+        free = "" if self.free is None else f"; {size(self.free)} free"
         machine = f"; this machine has {size(self.memory)}" if self.memory else ""
         link = self.repository.license_link or client.address(self.repository.id)
         took = "unknown before the first download" if self.seconds is None else f"about {duration(self.seconds)}"
@@ -109,7 +110,7 @@ class DownloadPlan:
             f"{self.repository.id} at {self.repository.commit[:12]}",
             *([f"good for     {self.published.purpose}"] if self.published else []),
             f"license      {self.license or 'none is stated'} ({link})",
-            f"download     {files} files, {size(self.selection.bytes)}{cached}; {size(self.free)} free",
+            f"download     {files} files, {size(self.selection.bytes)}{cached}{free}",
             f"memory       {size(self.selection.weights)} for the weights as stored{machine}",
             f"time         {took}",
         ]
@@ -233,19 +234,19 @@ def _is_cached(repository: Repository, file: HubFile) -> bool:
     return isinstance(cached, str)
 
 
-def _require_space(repository: Repository, selection: Selection, missing: int) -> int:
-    """Return the free bytes of the disk with the cache.
+def _require_space(repository: Repository, selection: Selection, missing: int) -> int | None:
+    """Return the free bytes of the disk with the cache; None: unknown.
 
     Raises:
         OutOfResources: It cannot hold the files, or the disk of the models folder cannot hold the copies.
     """
     cache, models = Path(client.library().constants.HF_HUB_CACHE), model_folder.models_dir().absolute()
-    free = shutil.disk_usage(existing_folder(cache)).free
+    free = free_disk(cache)
     needs = [(cache, missing, free, "HF_HOME")]
     if not _share_disk(cache, models):
-        needs.append((models, selection.bytes, shutil.disk_usage(existing_folder(models)).free, "UNVEIL_MODELS"))
+        needs.append((models, selection.bytes, free_disk(models), "UNVEIL_MODELS"))
     for folder, needed, have, variable in needs:
-        if needed and needed + MARGIN > have:
+        if have is not None and needed and needed + MARGIN > have:
             raise OutOfResources(
                 f"{repository.id}: needs {size(needed)} in {folder}, whose disk has {size(have)} free; free some "
                 f"space, or set {variable} to a folder on another disk"
